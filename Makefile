@@ -1,0 +1,38 @@
+# Each target calls a script; see there. Variables, on the command line or in
+# the environment:
+#   BUILD    the folder for all that is made (default: build)
+#   VARIANT  the kernel to build: plain or debug (default: plain)
+#   ACCEL    how the virtual machines run: kvm or tcg
+#   TREE     for apply: the kernel tree
+
+VARIANT ?= plain
+MAKEFLAGS += --no-print-directory
+
+.PHONY: help demo check check-series tree export kernel apply packages
+
+help:		## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+demo:		## show what the series does, in virtual machines
+	@demo/run
+
+check:		## run all checks
+	@scripts/check
+
+check-series:	## check that series/ and linux/ are what build/linux has
+	@scripts/export --check
+
+tree:		## get the kernel source and apply the series, in build/linux
+	@scripts/tree
+
+export:		## write series/ and linux/ from the commits in build/linux
+	@scripts/export
+
+kernel: tree	## build the kernel (VARIANT=plain or debug)
+	@scripts/kernel '$(VARIANT)'
+
+apply:		## apply the series to a kernel tree of your own (TREE=folder)
+	@scripts/apply "$$TREE"
+
+packages:	## install the Debian packages that all this needs
+	@scripts/packages

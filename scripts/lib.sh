@@ -1,0 +1,252 @@
+# Shared by the scripts, which source it: messages, Debian packages, the series
+# file, and git as the scripts use it.
+# shellcheck shell=sh disable=SC2015,SC2034,SC2046,SC2086,SC2164
+
+# Sorting, and the messages of other programs, are the same everywhere.
+export LC_ALL=C
+
+me=${0##*/}
+top=$(cd "$(dirname "$0")/.." && pwd -P)
+series=6.12
+seriesdir=$top/series/$series
+build=${BUILD:-build}
+case $build in
+/*) ;;
+*) build=$top/$build ;;
+esac
+linux=$build/linux
+shown=${linux#"$top"/}		# how messages name the tree
+basetag=base-$series
+tmp=$build/series.tmp		# see lock_build
+
+# The Debian packages that are needed, as PACKAGE or PACKAGE:WHAT, where WHAT is
+# the program or file by which to find it on a system without dpkg.
+packages_tree="git xz-utils:xz"
+packages_run="qemu-system-x86:qemu-system-x86_64 busybox-static:busybox
+	gcc make git flex bison bc libelf-dev:/usr/include/gelf.h cpio
+	xz-utils:xz rsync kmod:modprobe perl python3"
+packages_check="sparse"
+
+note() { printf '%s: %s\n' "$me" "$*" >&2; }
+die() { note "$@"; exit 1; }
+
+as_root() {
+	if [ "$(id -u)" = 0 ]; then
+		"$@"
+	elif command -v sudo >/dev/null; then
+		sudo "$@"
+	else
+		note "no sudo here; as root, run: $*"
+		return 1
+	fi
+}
+
+apt_update() {
+	note "fetching Debian's package lists"
+	as_root apt-get -qq update >&2
+}
+
+apt_install() {
+	as_root env DEBIAN_FRONTEND=noninteractive \
+		apt-get -qq install -y --no-install-recommends "$@" >"$aptlog" 2>&1
+}
+
+# need_packages PACKAGE[:WHAT]...: installs those that are missing.
+need_packages() {
+	missing=
+	if command -v dpkg-query >/dev/null; then
+		there=" $(dpkg-query -W -f '${db:Status-Status}:${Package} ' \
+			$(printf '%s\n' "$@" | cut -d: -f1) 2>/dev/null || :)"
+		for p; do
+			p=${p%%:*}
+			case "$there$missing " in
+			*" installed:$p "* | *" $p "*) ;;
+			*) missing="$missing $p" ;;
+			esac
+		done
+	else
+		for p; do
+			case ${p#*:} in
+			/*) [ -e "${p#*:}" ] ;;
+			*) command -v "${p#*:}" >/dev/null ;;
+			esac || missing="$missing ${p#*:} (Debian: ${p%%:*})"
+		done
+		[ -z "$missing" ] ||
+			die "not a Debian system; install what is missing yourself:$missing"
+	fi
+	[ -n "$missing" ] || return 0
+
+	note "installing Debian packages:$missing"
+	for p in $missing; do
+		apt-cache policy "$p" | grep -q 'Candidate: [^(]' && continue
+		apt_update || die "cannot fetch the package lists; is the network up?"
+		break
+	done
+	aptlog=$(mktemp)
+	# Lists that are older than the archive name files that are gone.
+	if ! apt_install $missing && ! { apt_update && apt_install $missing; }; then
+		tail -n 5 "$aptlog" >&2
+		rm -f "$aptlog"
+		die "could not install; try: apt-get install$missing"
+	fi
+	rm -f "$aptlog"
+}
+
+# Sets base, parts and tracks from the series file.
+read_series() {
+	file=$seriesdir/series base='' parts='' tracks='' line=0
+	[ -r "$file" ] || die "cannot read $file"
+	while read -r key value rest; do
+		line=$((line + 1)) at="series/$series/series, line $line"
+		case $key in '' | '#'*) continue ;; esac
+		[ -n "$value" ] && [ -z "$rest" ] || die "$at: '$key' takes one word"
+		case $key in
+		base)
+			case $value in
+			"$series".*[!0-9]* | "$series".) die "$at: bad version '$value'" ;;
+			"$series".*) base=$value ;;
+			*) die "$at: '$value' is not a version of $series" ;;
+			esac ;;
+		part)
+			case $value in
+			*[!a-zA-Z0-9_-]* | -*) die "$at: bad name of a part '$value'" ;;
+			esac
+			case " $parts " in
+			*" $value "*) die "$at: part '$value' is there twice" ;;
+			esac
+			parts="$parts${parts:+ }$value" last=$value ;;
+		track) tracks="$tracks${tracks:+ }$value" ;;
+		*) die "$at: '$key' is none of base, part, track" ;;
+		esac
+	done <"$file"
+	[ -n "$base" ] && [ -n "$parts" ] && [ -n "$tracks" ] ||
+		die "series/$series/series lacks a base, part or track line"
+}
+
+# patches DIR PART...: the patches of the parts in DIR, as PART/FILE, in order.
+patches() (
+	cd "$1"
+	shift
+	for part; do
+		for p in "$part"/[0-9][0-9][0-9][0-9]-*.patch; do
+			case $p in
+			"$part"/0000-* | *'[0-9]'*) ;;
+			*) printf '%s\n' "$p" ;;
+			esac
+		done
+	done
+)
+
+# What a base tree is made from, and all that a tree is made from.
+base_state() (
+	set -f
+	printf '%s\n' "$base" $tracks
+)
+series_state() (
+	base_state
+	echo "$parts"
+	cd "$seriesdir"
+	sha256sum /dev/null $(patches . $parts)
+)
+
+# The version of the kernel tree in a folder; fails if it is none.
+kernel_version() {
+	[ -f "$1/Makefile" ] && [ -f "$1/Kbuild" ] && awk '
+		$2 == "=" && $1 == "VERSION" { v = $3 }
+		$2 == "=" && $1 == "PATCHLEVEL" { p = $3 }
+		$2 == "=" && $1 == "SUBLEVEL" { s = $3; exit }
+		END { if (v == "" || p == "" || s == "") exit 1; print v "." p "." s }
+	' "$1/Makefile"
+}
+
+# From here on git knows only what is said here: nothing of the user's or the
+# system's settings, so that all get the same commits and files.
+isolate_git() {
+	unset $(git rev-parse --local-env-vars) GIT_EXTERNAL_DIFF GIT_DIFF_OPTS \
+		GIT_TRACE GIT_NAMESPACE GIT_CEILING_DIRECTORIES
+	export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null
+	export GIT_ATTR_NOSYSTEM=1 GIT_GLOB_PATHSPECS=1 GIT_EDITOR=: GIT_PAGER=cat
+	export GIT_COMMITTER_NAME=Linux GIT_COMMITTER_EMAIL=base@localhost
+	GIT_CONFIG_COUNT=0
+	while read -r key value; do
+		export "GIT_CONFIG_KEY_$GIT_CONFIG_COUNT=$key"
+		export "GIT_CONFIG_VALUE_$GIT_CONFIG_COUNT=$value"
+		GIT_CONFIG_COUNT=$((GIT_CONFIG_COUNT + 1))
+	done <<-END
+		advice.detachedHead false
+		commit.gpgSign false
+		core.attributesFile /dev/null
+		core.autocrlf false
+		core.excludesFile /dev/null
+		core.fsmonitor false
+		core.hooksPath /dev/null
+		core.quotePath false
+		diff.mnemonicPrefix false
+		diff.noprefix false
+		diff.statGraphWidth 0
+		diff.statNameWidth 0
+		diff.suppressBlankEmpty false
+		i18n.commitEncoding UTF-8
+		i18n.logOutputEncoding UTF-8
+	END
+	export GIT_CONFIG_COUNT
+}
+
+kgit() { git -C "$linux" "$@"; }
+
+# One at a time in a build folder: the lock goes when the script does. What is
+# not finished is in $tmp only, which neither a script nor its end leaves there.
+lock_build() {
+	mkdir -p "$build"
+	exec 9>"$build/series.lock"
+	flock -n 9 || { note "waiting for another call that works in $build"; flock 9; }
+	trap 'exit 130' HUP INT TERM
+	trap 'rm -rf "$tmp"' EXIT
+	rm -rf "$tmp"
+	mkdir "$tmp"
+}
+
+# replay DIR: applies the patches in DIR to the base, away from the work tree,
+# and prints "PART COMMIT" for each part. The commits are the same everywhere.
+hint=
+replay() {
+	wt=$tmp/replay
+	# Twice -f: what a killed call left registered may even be locked.
+	kgit worktree add -q -f -f --detach "$wt" "$basetag"
+	for part in $parts; do
+		for p in $(patches "$1" "$part"); do
+			git -C "$wt" am -q --committer-date-is-author-date \
+				--keep-non-patch --no-scissors --no-3way --no-signoff \
+				--no-keep-cr --whitespace=nowarn --no-gpg-sign \
+				<"$1/$p" >"$wt.log" 2>&1 && continue
+			grep '^error: ' "$wt.log" >&2 || cat "$wt.log" >&2
+			grep -q 'not exist in index' "$wt.log" &&
+				note "(a file the patch changes must be under a 'track' path of series/$series/series)"
+			die "$p does not fit on $(kgit log -1 --format=%s "$basetag")$hint"
+		done
+		printf '%s %s\n' "$part" "$(git -C "$wt" rev-parse HEAD)"
+	done
+	kgit worktree remove -f "$wt"
+}
+
+# An operation that git has begun in the tree and not finished, if any.
+unfinished() {
+	for x in rebase-merge rebase-apply MERGE_HEAD CHERRY_PICK_HEAD REVERT_HEAD; do
+		[ ! -e "$linux/.git/$x" ] || echo "a rebase, am, merge or the like is not finished (.git/$x)"
+	done
+}
+
+# differing COMMIT: files under the tracked paths that are not as in COMMIT, new
+# ones included. Looks with a copy of the index, which knows unchanged files by
+# their dates.
+differing() (
+	cp "$linux/.git/index" "$tmp/index"
+	export GIT_INDEX_FILE="$tmp/index"
+	kgit read-tree --reset "$1"
+	kgit update-index -q --refresh >/dev/null || :
+	{
+		kgit diff-files --name-only
+		set -f
+		kgit ls-files --others --exclude-standard -- $tracks
+	} | sort -u
+)
