@@ -19,8 +19,8 @@ demo:		## show what the series does, in virtual machines
 check:		## run all checks
 	@scripts/check
 
-check-series:	## check that series/ and linux/ are what build/linux has
-	@scripts/export --check
+check-series:	## check the series patch by patch
+	@scripts/check-series
 
 tree:		## get the kernel source and apply the series, in build/linux
 	@scripts/tree

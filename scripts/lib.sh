@@ -96,7 +96,7 @@ need_packages() {
 read_series() {
 	file=$seriesdir/series base='' parts='' tracks='' line=0
 	[ -r "$file" ] || die "cannot read $file"
-	while read -r key value rest; do
+	while read -r key value rest || [ -n "$key" ]; do
 		line=$((line + 1)) at="series/$series/series, line $line"
 		case $key in '' | '#'*) continue ;; esac
 		[ -n "$value" ] && [ -z "$rest" ] || die "$at: '$key' takes one word"

@@ -7,23 +7,62 @@
  *    vIOMMU --iommu_device_get()--> struct iommu_device --> driver's module
  *
  * and nothing of the device, which may be unplugged while the vIOMMU stays.
+ *
+ * The physical IOMMU may go away as well. It does not wait for user space then:
+ * iommu_device_unregister() revokes the vIOMMU, which parts with both of them
+ * and stays as an ID that answers ENODEV.
  */
 #include <linux/iommu.h>
 #include <linux/iommufd.h>
+#include <linux/overflow.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
 #include <uapi/linux/iommufd.h>
 
 #include "iommufd_private.h"
+
+/* Part with the driver, and with all that is held for its sake */
+static void iommufd_viommu_release(struct iommufd_viommu *viommu)
+{
+	if (viommu->ops->destroy)
+		viommu->ops->destroy(viommu);
+	refcount_dec(&viommu->hwpt->common.obj.users);
+	/* The driver, its ops included, may be gone from here on */
+	iommu_device_put(viommu->iommu_dev);
+}
+
+/*
+ * The physical IOMMU goes away. This runs against everything that a file can do
+ * meanwhile, up to being closed:
+ *
+ *  - ioctls that have looked the vIOMMU up are waited for, others get ENODEV;
+ *  - an allocation that has not published the vIOMMU yet goes on and publishes
+ *    what is left of it, for it does not need the driver any more;
+ *  - a destroy that has begun releases the vIOMMU by itself, so there is nothing
+ *    to do, and one that has not waits in iommu_device_del_holder().
+ */
+static void iommufd_viommu_revoke(struct iommu_device_holder *holder)
+{
+	struct iommufd_viommu *viommu =
+		container_of(holder, struct iommufd_viommu, holder);
+
+	if (iommufd_object_revoke(viommu->ictx, &viommu->obj))
+		iommufd_viommu_release(viommu);
+}
+
+static const struct iommu_device_holder_ops iommufd_viommu_holder_ops = {
+	.name = "iommufd vIOMMU",
+	.revoke = iommufd_viommu_revoke,
+};
 
 void iommufd_viommu_destroy(struct iommufd_object *obj)
 {
 	struct iommufd_viommu *viommu =
 		container_of(obj, struct iommufd_viommu, obj);
 
-	if (viommu->ops && viommu->ops->destroy)
-		viommu->ops->destroy(viommu);
-	refcount_dec(&viommu->hwpt->common.obj.users);
-	/* The driver, its ops included, may be gone from here on */
-	iommu_device_put(viommu->iommu_dev);
+	iommu_device_del_holder(&viommu->holder);
+	if (!obj->revoked)
+		iommufd_viommu_release(viommu);
 }
 
 /* The reference on iommu_dev moves into the vIOMMU, unless this fails */
@@ -62,13 +101,64 @@ iommufd_viommu_alloc(struct iommufd_ctx *ictx, struct iommu_device *iommu_dev,
 	}
 
 	refcount_inc(&hwpt_paging->common.obj.users);
+
+	/* From here on the vIOMMU can be revoked, the driver is not needed */
+	rc = iommu_device_add_holder(iommu_dev, &viommu->holder,
+				     &iommufd_viommu_holder_ops);
+	if (rc) {
+		if (viommu->ops->destroy)
+			viommu->ops->destroy(viommu);
+		refcount_dec(&hwpt_paging->common.obj.users);
+		iommufd_object_abort(ictx, obj);
+		return ERR_PTR(rc);
+	}
 	return viommu;
 }
 
+/* No driver's structure is larger, and none takes more than it knows */
+#define IOMMUFD_USER_DATA_MAX PAGE_SIZE
+
+static int iommufd_user_data_read(struct iommu_user_data *user_data)
+{
+	struct iommu_user_buffer *buffer;
+
+	if (!user_data->len)
+		return 0;
+	if (user_data->len > IOMMUFD_USER_DATA_MAX)
+		return -EINVAL;
+
+	buffer = kmalloc(struct_size(buffer, data, user_data->len),
+			 GFP_KERNEL_ACCOUNT);
+	if (!buffer)
+		return -ENOMEM;
+	if (copy_from_user(buffer->data, user_data->uptr, user_data->len)) {
+		kfree(buffer);
+		return -EFAULT;
+	}
+	buffer->written = false;
+	user_data->buffer = buffer;
+	return 0;
+}
+
+static int iommufd_user_data_write(const struct iommu_user_data *user_data)
+{
+	struct iommu_user_buffer *buffer = user_data->buffer;
+
+	if (buffer && buffer->written &&
+	    copy_to_user(user_data->uptr, buffer->data, user_data->len))
+		return -EFAULT;
+	return 0;
+}
+
+/*
+ * The reference on the physical IOMMU is held while the driver makes its part of
+ * the vIOMMU. User memory is read before that and written after it, since user
+ * space decides how long that takes.
+ */
 int iommufd_viommu_alloc_ioctl(struct iommufd_ucmd *ucmd)
 {
 	struct iommu_viommu_alloc *cmd = ucmd->cmd;
-	const struct iommu_user_data user_data = {
+	struct iommu_user_data user_data = {
 		.type = cmd->type,
 		.uptr = u64_to_user_ptr(cmd->data_uptr),
 		.len = cmd->data_len,
@@ -85,14 +175,21 @@ int iommufd_viommu_alloc_ioctl(struct iommufd_ucmd *ucmd)
 	    cmd->type == IOMMU_VIOMMU_TYPE_DEFAULT)
 		return -EOPNOTSUPP;
 
+	rc = iommufd_user_data_read(&user_data);
+	if (rc)
+		return rc;
+
 	idev = iommufd_get_device(ucmd, cmd->dev_id);
-	if (IS_ERR(idev))
-		return PTR_ERR(idev);
+	if (IS_ERR(idev)) {
+		rc = PTR_ERR(idev);
+		goto out_free_data;
+	}
 
 	iommu_dev = iommu_device_get(idev->dev);
 	if (IS_ERR(iommu_dev)) {
+		rc = PTR_ERR(iommu_dev);
 		iommufd_put_object(ucmd->ictx, &idev->obj);
-		return PTR_ERR(iommu_dev);
+		goto out_free_data;
 	}
 
 	ops = iommu_dev->ops;
@@ -123,15 +220,18 @@ int iommufd_viommu_alloc_ioctl(struct iommufd_ucmd *ucmd)
 	}
 
 	cmd->out_viommu_id = viommu->obj.id;
-	rc = iommufd_ucmd_respond(ucmd, sizeof(*cmd));
-	if (rc) {
+	rc = iommufd_user_data_write(&user_data);
+	if (!rc)
+		rc = iommufd_ucmd_respond(ucmd, sizeof(*cmd));
+	if (rc)
 		iommufd_object_abort_and_destroy(ucmd->ictx, &viommu->obj);
-		return rc;
-	}
-	iommufd_object_finalize(ucmd->ictx, &viommu->obj);
-	return 0;
+	else
+		iommufd_object_finalize(ucmd->ictx, &viommu->obj);
+	goto out_free_data;
 
 out_put_iommu:
 	iommu_device_put(iommu_dev);
+out_free_data:
+	kfree(user_data.buffer);
 	return rc;
 }

@@ -1,0 +1,408 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KUnit tests of the references on struct iommu_device: who can take one, what
+ * iommu_device_unregister() does to those who have one, and when it returns.
+ */
+#include <kunit/device.h>
+#include <kunit/test.h>
+#include <linux/completion.h>
+#include <linux/console.h>
+#include <linux/delay.h>
+#include <linux/iommu.h>
+#include <linux/kthread.h>
+#include <linux/platform_device.h>
+#include <linux/property.h>
+
+#include "iommu-priv.h"
+
+struct test_iommu {
+	struct iommu_device iommu;
+	struct device *hwdev;
+	struct fwnode_handle *fwnode;
+	/* A device behind the IOMMU */
+	struct platform_device *pdev;
+
+	struct task_struct *thread;
+	struct completion begun;
+	struct completion ended;
+};
+
+static int test_attach(struct iommu_domain *domain, struct device *dev)
+{
+	return 0;
+}
+
+static struct iommu_domain test_blocked_domain = {
+	.type = IOMMU_DOMAIN_BLOCKED,
+	.ops = &(const struct iommu_domain_ops){ .attach_dev = test_attach },
+};
+
+static struct iommu_device *test_probe_device(struct device *dev)
+{
+	struct test_iommu **t = dev_get_platdata(dev);
+
+	return t ? &(*t)->iommu : ERR_PTR(-ENODEV);
+}
+
+static const struct iommu_ops test_ops = {
+	.default_domain = &test_blocked_domain,
+	.blocked_domain = &test_blocked_domain,
+	.probe_device = test_probe_device,
+	.device_group = generic_device_group,
+};
+
+static int test_plug(struct test_iommu *t)
+{
+	int ret;
+
+	t->pdev = platform_device_register_data(NULL, "iommu-device-test-dev",
+						PLATFORM_DEVID_AUTO, &t,
+						sizeof(t));
+	if (IS_ERR(t->pdev))
+		return PTR_ERR(t->pdev);
+
+	mutex_lock(&iommu_probe_device_lock);
+	ret = iommu_fwspec_init(&t->pdev->dev, t->fwnode);
+	mutex_unlock(&iommu_probe_device_lock);
+	if (!ret)
+		ret = iommu_probe_device(&t->pdev->dev);
+	return ret;
+}
+
+static void test_unplug(struct test_iommu *t)
+{
+	platform_device_unregister(t->pdev);
+	t->pdev = NULL;
+}
+
+static int test_init(struct kunit *test)
+{
+	struct test_iommu *t;
+
+	t = kunit_kzalloc(test, sizeof(*t), GFP_KERNEL);
+	if (!t)
+		return -ENOMEM;
+	test->priv = t;
+	init_completion(&t->begun);
+	init_completion(&t->ended);
+
+	t->hwdev = kunit_device_register(test, "iommu-device-test");
+	if (IS_ERR(t->hwdev))
+		return PTR_ERR(t->hwdev);
+	t->fwnode = fwnode_create_software_node(NULL, NULL);
+	if (IS_ERR(t->fwnode))
+		return PTR_ERR(t->fwnode);
+	set_primary_fwnode(t->hwdev, t->fwnode);
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_sysfs_add(&t->iommu, t->hwdev,
+							NULL, "%s",
+							"test_iommu"));
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_register(&t->iommu, &test_ops,
+						       t->hwdev));
+	KUNIT_ASSERT_EQ(test, 0, test_plug(t));
+	return 0;
+}
+
+static void test_exit(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+
+	if (!t || IS_ERR_OR_NULL(t->fwnode))
+		return;
+	if (t->pdev)
+		test_unplug(t);
+	/* Does nothing where the test has done it */
+	iommu_device_unregister(&t->iommu);
+	KUNIT_EXPECT_EQ(test, 0, t->iommu.users);
+	iommu_device_sysfs_remove(&t->iommu);
+	set_primary_fwnode(t->hwdev, NULL);
+	fwnode_remove_software_node(t->fwnode);
+}
+
+static int unregister_thread(void *arg)
+{
+	struct test_iommu *t = arg;
+
+	complete(&t->begun);
+	iommu_device_unregister(&t->iommu);
+	complete(&t->ended);
+	return 0;
+}
+
+/* Unregister in a thread, until it has begun */
+static void unregister_start(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+
+	t->thread = kthread_run(unregister_thread, t, "unregister");
+	KUNIT_ASSERT_FALSE(test, IS_ERR(t->thread));
+	wait_for_completion(&t->begun);
+	while (READ_ONCE(t->iommu.registered))
+		msleep(1);
+}
+
+static bool unregister_ends(struct test_iommu *t)
+{
+	return wait_for_completion_timeout(&t->ended, 5 * HZ);
+}
+
+static bool unregister_waits(struct test_iommu *t)
+{
+	msleep(20);
+	return !completion_done(&t->ended);
+}
+
+static void test_get_put(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct device *none = kunit_device_register(test, "no-iommu");
+
+	KUNIT_ASSERT_FALSE(test, IS_ERR(none));
+	KUNIT_EXPECT_PTR_EQ(test, ERR_PTR(-ENODEV), iommu_device_get(none));
+
+	KUNIT_EXPECT_PTR_EQ(test, &t->iommu, iommu_device_get(&t->pdev->dev));
+	KUNIT_EXPECT_PTR_EQ(test, &t->iommu, iommu_device_get(&t->pdev->dev));
+	KUNIT_EXPECT_EQ(test, 2, t->iommu.users);
+
+	/* The device is not held, and one that comes back finds the same */
+	test_unplug(t);
+	KUNIT_EXPECT_EQ(test, 2, t->iommu.users);
+	KUNIT_ASSERT_EQ(test, 0, test_plug(t));
+	KUNIT_EXPECT_PTR_EQ(test, &t->iommu, iommu_device_get(&t->pdev->dev));
+
+	iommu_device_put(&t->iommu);
+	iommu_device_put(&t->iommu);
+	iommu_device_put(&t->iommu);
+	KUNIT_EXPECT_EQ(test, 0, t->iommu.users);
+}
+
+static void test_unregister_waits(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct iommu_device_holder holder;
+
+	KUNIT_ASSERT_PTR_EQ(test, &t->iommu, iommu_device_get(&t->pdev->dev));
+	KUNIT_ASSERT_PTR_EQ(test, &t->iommu, iommu_device_get(&t->pdev->dev));
+	unregister_start(test);
+
+	/* Refused from the beginning, while there are references */
+	KUNIT_EXPECT_PTR_EQ(test, ERR_PTR(-ENODEV),
+			    iommu_device_get(&t->pdev->dev));
+	KUNIT_EXPECT_EQ(test, -ENODEV,
+			iommu_device_add_holder(&t->iommu, &holder, NULL));
+	iommu_device_del_holder(&holder);
+
+	KUNIT_EXPECT_TRUE(test, unregister_waits(t));
+	iommu_device_put(&t->iommu);
+	KUNIT_EXPECT_TRUE(test, unregister_waits(t));
+	iommu_device_put(&t->iommu);
+	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
+}
+
+/* The device is gone for the IOMMU as well, when unregister is over */
+static void test_get_after_unregister(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+
+	iommu_device_unregister(&t->iommu);
+	KUNIT_EXPECT_PTR_EQ(test, ERR_PTR(-ENODEV),
+			    iommu_device_get(&t->pdev->dev));
+}
+
+static void test_unregister_unregistered(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct iommu_device never = {};
+
+	iommu_device_unregister(&never);
+	iommu_device_unregister(&t->iommu);
+	iommu_device_unregister(&t->iommu);
+
+	/* And it is as good as new */
+	test_unplug(t);
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_register(&t->iommu, &test_ops,
+						       t->hwdev));
+	KUNIT_ASSERT_EQ(test, 0, test_plug(t));
+	KUNIT_EXPECT_PTR_EQ(test, &t->iommu, iommu_device_get(&t->pdev->dev));
+	iommu_device_put(&t->iommu);
+}
+
+struct test_holder {
+	struct iommu_device_holder holder;
+	struct test_iommu *t;
+	/* When it was revoked, from 1 */
+	unsigned int revoked;
+	unsigned int *count;
+	struct completion begun;
+	struct completion go;
+};
+
+static void test_revoke(struct iommu_device_holder *holder)
+{
+	struct test_holder *h = container_of(holder, struct test_holder,
+					     holder);
+
+	/* Twice would be seen in the count */
+	h->revoked = ++*h->count;
+	iommu_device_put(&h->t->iommu);
+}
+
+static const struct iommu_device_holder_ops test_holder_ops = {
+	.name = "test holder",
+	.revoke = test_revoke,
+};
+
+static void test_revoke_slowly(struct iommu_device_holder *holder)
+{
+	struct test_holder *h = container_of(holder, struct test_holder,
+					     holder);
+
+	complete(&h->begun);
+	wait_for_completion(&h->go);
+	test_revoke(holder);
+}
+
+static const struct iommu_device_holder_ops test_slow_holder_ops = {
+	.name = "slow test holder",
+	.revoke = test_revoke_slowly,
+};
+
+static struct test_holder *test_hold(struct kunit *test, unsigned int *count,
+				     const struct iommu_device_holder_ops *ops)
+{
+	struct test_iommu *t = test->priv;
+	struct test_holder *h;
+
+	h = kunit_kzalloc(test, sizeof(*h), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, h);
+	h->t = t;
+	h->count = count;
+	init_completion(&h->begun);
+	init_completion(&h->go);
+	KUNIT_ASSERT_PTR_EQ(test, &t->iommu, iommu_device_get(&t->pdev->dev));
+	KUNIT_ASSERT_EQ(test, 0,
+			iommu_device_add_holder(&t->iommu, &h->holder, ops));
+	return h;
+}
+
+static void test_revoke_newest_first(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	unsigned int count = 0;
+	struct test_holder *h[4];
+	int i;
+
+	for (i = 0; i != ARRAY_SIZE(h); i++)
+		h[i] = test_hold(test, &count, &test_holder_ops);
+
+	/* One that lets go by itself is not revoked */
+	iommu_device_del_holder(&h[1]->holder);
+	iommu_device_put(&t->iommu);
+
+	iommu_device_unregister(&t->iommu);
+	KUNIT_EXPECT_EQ(test, 3, count);
+	KUNIT_EXPECT_EQ(test, 1, h[3]->revoked);
+	KUNIT_EXPECT_EQ(test, 2, h[2]->revoked);
+	KUNIT_EXPECT_EQ(test, 0, h[1]->revoked);
+	KUNIT_EXPECT_EQ(test, 3, h[0]->revoked);
+
+	/* Not waiting for anything, and harmless */
+	iommu_device_del_holder(&h[0]->holder);
+	KUNIT_EXPECT_EQ(test, 3, count);
+}
+
+static int del_thread(void *arg)
+{
+	struct test_holder *h = arg;
+
+	iommu_device_del_holder(&h->holder);
+	/* It is ours now, so nobody may be looking at it */
+	memset(&h->holder, 0xa5, sizeof(h->holder));
+	complete(&h->begun);
+	return 0;
+}
+
+static void test_del_during_revoke(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	unsigned int count = 0;
+	struct task_struct *thread;
+	struct test_holder *h;
+
+	h = test_hold(test, &count, &test_slow_holder_ops);
+	unregister_start(test);
+	wait_for_completion(&h->begun);
+	KUNIT_EXPECT_TRUE(test, unregister_waits(t));
+
+	thread = kthread_run(del_thread, h, "del_holder");
+	KUNIT_ASSERT_FALSE(test, IS_ERR(thread));
+	msleep(20);
+	KUNIT_EXPECT_FALSE(test, completion_done(&h->begun));
+	complete(&h->go);
+	KUNIT_EXPECT_TRUE(test,
+			  wait_for_completion_timeout(&h->begun, 5 * HZ));
+	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
+	KUNIT_EXPECT_EQ(test, 1, count);
+}
+
+static unsigned int test_hang_reports;
+
+static void test_console_write(struct console *console, const char *text,
+			       unsigned int len)
+{
+	if (strnstr(text, "test_iommu: cannot be unregistered: slow test holder does not let go",
+		    len))
+		test_hang_reports++;
+}
+
+static struct console test_console = {
+	.name = "iommutest",
+	.write = test_console_write,
+	.flags = CON_ENABLED,
+	.index = -1,
+};
+
+/* Reported once for the one that hangs, and nobody is reported who does not */
+static void test_hang_is_reported(struct kunit *test)
+{
+	unsigned long timeout = iommu_hang_timeout;
+	struct test_iommu *t = test->priv;
+	struct test_holder *h, *slow;
+	unsigned int count = 0;
+
+	slow = test_hold(test, &count, &test_slow_holder_ops);
+	h = test_hold(test, &count, &test_holder_ops);
+	test_hang_reports = 0;
+	register_console(&test_console);
+	iommu_hang_timeout = HZ / 10;
+
+	unregister_start(test);
+	wait_for_completion(&slow->begun);
+	KUNIT_EXPECT_EQ(test, 1, h->revoked);
+	msleep(500);
+	KUNIT_EXPECT_FALSE(test, completion_done(&t->ended));
+	complete(&slow->go);
+	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
+
+	iommu_hang_timeout = timeout;
+	unregister_console(&test_console);
+	KUNIT_EXPECT_EQ(test, 1, test_hang_reports);
+}
+
+static struct kunit_case iommu_device_test_cases[] = {
+	KUNIT_CASE(test_get_put),
+	KUNIT_CASE(test_unregister_waits),
+	KUNIT_CASE(test_get_after_unregister),
+	KUNIT_CASE(test_unregister_unregistered),
+	KUNIT_CASE(test_revoke_newest_first),
+	KUNIT_CASE(test_del_during_revoke),
+	KUNIT_CASE(test_hang_is_reported),
+	{}
+};
+
+static struct kunit_suite iommu_device_test_suite = {
+	.name = "iommu_device",
+	.init = test_init,
+	.exit = test_exit,
+	.test_cases = iommu_device_test_cases,
+};
+kunit_test_suite(iommu_device_test_suite);

@@ -1,0 +1,976 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A physical IOMMU goes away under vIOMMUs that are in use: whatever happens at
+ * the same time, unregistering it ends soon, and nothing touches it afterwards.
+ *
+ * The order of events is forced by parking calls in the mock driver. What the
+ * kernel itself sees (a use after the free, a callback that runs twice, a count
+ * that is wrong) it tells with a WARN or a report of KASAN.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <linux/userfaultfd.h>
+
+#define __EXPORTED_HEADERS__
+#include "iommufd_utils.h"
+
+static __attribute__((constructor)) void setup_sizes(void)
+{
+	PAGE_SIZE = sysconf(_SC_PAGE_SIZE);
+	BUFFER_SIZE = PAGE_SIZE * 2;
+	buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert(buffer != MAP_FAILED);
+}
+
+/* What a VMM has: a file, a device behind the IOMMU, a nesting parent */
+struct vm {
+	int fd;
+	uint32_t ioas_id;
+	uint32_t stdev_id;
+	uint32_t device_id;
+	uint32_t parent_id;
+};
+
+static int vm_plug(struct vm *vm, uint32_t iommu_id)
+{
+	return _test_cmd_mock_domain_iommu(vm->fd, vm->ioas_id, iommu_id,
+					   &vm->stdev_id, &vm->device_id);
+}
+
+static int vm_unplug(struct vm *vm)
+{
+	return _test_ioctl_destroy(vm->fd, vm->stdev_id);
+}
+
+static int vm_open(struct vm *vm, uint32_t iommu_id)
+{
+	vm->fd = open("/dev/iommu", O_RDWR);
+	if (vm->fd < 0)
+		return -1;
+	if (_test_ioctl_ioas_alloc(vm->fd, &vm->ioas_id) ||
+	    vm_plug(vm, iommu_id))
+		return -1;
+	return _test_cmd_hwpt_alloc(vm->fd, vm->device_id, vm->ioas_id, 0,
+				    IOMMU_HWPT_ALLOC_NEST_PARENT,
+				    &vm->parent_id, IOMMU_HWPT_DATA_NONE, NULL,
+				    0);
+}
+
+static int vm_viommu(struct vm *vm, uint32_t *viommu_id)
+{
+	return _test_cmd_viommu_alloc(vm->fd, vm->device_id, vm->parent_id, 0,
+				      IOMMU_VIOMMU_TYPE_SELFTEST, NULL, 0,
+				      viommu_id);
+}
+
+/* A call in a thread of its own */
+struct call {
+	int (*fn)(int fd, uint32_t id, struct call *call);
+	int fd;
+	uint32_t id;
+	struct vm *vm;
+	void *arg;
+
+	pthread_t thread;
+	uint32_t out_id;
+	int err;
+	int done;
+};
+
+static void *call_thread(void *arg)
+{
+	struct call *call = arg;
+
+	errno = 0;
+	call->err = call->fn(call->fd, call->id, call) ? errno : 0;
+	__atomic_store_n(&call->done, 1, __ATOMIC_RELEASE);
+	return NULL;
+}
+
+static void call_start(struct call *call)
+{
+	call->done = 0;
+	assert(!pthread_create(&call->thread, NULL, call_thread, call));
+}
+
+static int call_is_done(struct call *call)
+{
+	return __atomic_load_n(&call->done, __ATOMIC_ACQUIRE);
+}
+
+/* What the call gave, or ETIMEDOUT if it hangs */
+static int call_end(struct call *call)
+{
+	struct timespec limit;
+
+	clock_gettime(CLOCK_REALTIME, &limit);
+	limit.tv_sec += 10;
+	if (pthread_timedjoin_np(call->thread, NULL, &limit))
+		return ETIMEDOUT;
+	return call->err;
+}
+
+static int call_unregister(int fd, uint32_t id, struct call *call)
+{
+	return _test_cmd_iommu_unregister(fd, id);
+}
+
+static int call_destroy(int fd, uint32_t id, struct call *call)
+{
+	return _test_ioctl_destroy(fd, id);
+}
+
+static int call_viommu(int fd, uint32_t id, struct call *call)
+{
+	return _test_cmd_viommu_call(fd, id);
+}
+
+static int call_alloc(int fd, uint32_t id, struct call *call)
+{
+	return vm_viommu(call->vm, &call->out_id);
+}
+
+static int call_close(int fd, uint32_t id, struct call *call)
+{
+	return close(fd);
+}
+
+static void sleep_ms(int ms)
+{
+	struct timespec ts = { .tv_nsec = ms * 1000000 };
+
+	nanosleep(&ts, NULL);
+}
+
+FIXTURE(iommufd_revoke)
+{
+	/* For test commands, has no objects of its own */
+	int fd;
+	uint32_t iommu_id;
+	struct vm vm;
+	uint64_t inits;
+	uint64_t destroys;
+};
+
+FIXTURE_SETUP(iommufd_revoke)
+{
+	self->fd = open("/dev/iommu", O_RDWR);
+	ASSERT_NE(-1, self->fd);
+	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, &self->iommu_id));
+	ASSERT_EQ(0, vm_open(&self->vm, self->iommu_id));
+	ASSERT_EQ(0, _test_cmd_viommu_stats(self->fd, &self->inits,
+					    &self->destroys));
+}
+
+/* L7: what was initialized has been destroyed once when everything is over */
+FIXTURE_TEARDOWN(iommufd_revoke)
+{
+	uint64_t inits = 0, destroys = 1;
+	int i;
+
+	for (i = 0; i != MOCK_PARK_NUM; i++)
+		EXPECT_EQ(0, _test_cmd_park(self->fd, i, MOCK_PARK_RELEASE));
+	if (self->vm.fd != -1)
+		EXPECT_EQ(0, close(self->vm.fd));
+	_test_cmd_iommu_unregister(self->fd, self->iommu_id);
+	EXPECT_EQ(0, _test_cmd_viommu_stats(self->fd, &inits, &destroys));
+	EXPECT_EQ(inits - self->inits, destroys - self->destroys);
+	EXPECT_EQ(0, close(self->fd));
+}
+
+#define unregister() \
+	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, self->iommu_id))
+#define park(point, action) \
+	ASSERT_EQ(0, _test_cmd_park(self->fd, MOCK_PARK_##point, \
+				    MOCK_PARK_##action))
+
+/* How often driver's destroy has been called since the test began */
+#define destroys()                                                           \
+	({                                                                   \
+		uint64_t __inits, __destroys = 0;                            \
+									     \
+		ASSERT_EQ(0, _test_cmd_viommu_stats(self->fd, &__inits,      \
+						    &__destroys));           \
+		__destroys - self->destroys;                                 \
+	})
+
+/*
+ * L5: unregister has begun when an allocation is refused. What is allocated
+ * until then is on the IOMMU that is on its way out, and will be revoked.
+ */
+#define wait_for_refusal(vm)                                        \
+	({                                                          \
+		int __tries = 0;                                    \
+									     \
+		while (!vm_viommu(vm, NULL)) {                      \
+			ASSERT_GT(10000, __tries++);                \
+			sleep_ms(1);                                \
+		}                                                   \
+		ASSERT_EQ(ENODEV, errno);                           \
+	})
+
+/* L6, L7, and the parent is not in use any more */
+TEST_F(iommufd_revoke, L6_revoked_viommu_is_an_id)
+{
+	struct iommu_hwpt_selftest data = {};
+	uint32_t viommu_id, id;
+	struct vm other;
+
+	ASSERT_EQ(0, vm_viommu(&self->vm, &viommu_id));
+	ASSERT_EQ(0, _test_cmd_viommu_call(self->vm.fd, viommu_id));
+	ASSERT_EQ(0, vm_unplug(&self->vm));
+	ASSERT_EQ(0, _test_cmd_viommu_call(self->vm.fd, viommu_id));
+	EXPECT_ERRNO(EBUSY,
+		     _test_ioctl_destroy(self->vm.fd, self->vm.parent_id));
+	ASSERT_EQ(0, destroys());
+
+	unregister();
+	EXPECT_EQ(1, destroys());
+	EXPECT_ERRNO(ENODEV, _test_cmd_viommu_call(self->vm.fd, viommu_id));
+
+	/* Everything else that takes the ID of whatever kind of object */
+	self->vm.stdev_id = self->vm.device_id = 0;
+	ASSERT_EQ(0, vm_plug(&self->vm, 0));
+	EXPECT_ERRNO(ENODEV,
+		     _test_cmd_mock_domain_replace(self->vm.fd,
+						   self->vm.stdev_id, viommu_id,
+						   NULL));
+	EXPECT_ERRNO(ENODEV,
+		     _test_cmd_hwpt_alloc(self->vm.fd, self->vm.device_id,
+					  viommu_id, 0, 0, &id,
+					  IOMMU_HWPT_DATA_SELFTEST, &data,
+					  sizeof(data)));
+	/* and what takes the ID of one kind, which it is not */
+	EXPECT_ERRNO(ENOENT, _test_cmd_get_hw_info(self->vm.fd, viommu_id, NULL,
+						   0, NULL, NULL));
+
+	/* The ID is not given to anything else before it is destroyed */
+	ASSERT_EQ(0, _test_ioctl_ioas_alloc(self->vm.fd, &id));
+	EXPECT_NE(viommu_id, id);
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->vm.parent_id));
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, viommu_id));
+	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(self->vm.fd, viommu_id));
+	EXPECT_ERRNO(ENOENT, _test_cmd_viommu_call(self->vm.fd, viommu_id));
+	EXPECT_EQ(1, destroys());
+
+	/* Other IOMMUs are none the wiser */
+	ASSERT_EQ(0, vm_open(&other, 0));
+	ASSERT_EQ(0, vm_viommu(&other, &viommu_id));
+	ASSERT_EQ(0, _test_cmd_viommu_call(other.fd, viommu_id));
+	ASSERT_EQ(0, close(other.fd));
+}
+
+/* A revoked vIOMMU that is left to the close of its file */
+TEST_F(iommufd_revoke, L6_close_with_revoked_viommu)
+{
+	uint32_t viommu_id;
+
+	ASSERT_EQ(0, vm_viommu(&self->vm, &viommu_id));
+	ASSERT_EQ(0, vm_unplug(&self->vm));
+	unregister();
+	ASSERT_EQ(0, close(self->vm.fd));
+	self->vm.fd = -1;
+	EXPECT_EQ(1, destroys());
+}
+
+/* L3: unregister with any number of vIOMMUs, of any number of files */
+TEST_F(iommufd_revoke, L3_unregister_many)
+{
+	static const unsigned int numbers[] = { 0, 1, 1000 };
+	uint32_t iommu_id, viommu_id[1000];
+	uint64_t before;
+	struct vm vm[3];
+	unsigned int i, n, files;
+
+	for (i = 0; i != ARRAY_SIZE(numbers); i++) {
+		for (files = 1; files <= 3; files += 2) {
+			ASSERT_EQ(0, _test_cmd_iommu_register(self->fd,
+							      &iommu_id));
+			for (n = 0; n != files; n++)
+				ASSERT_EQ(0, vm_open(&vm[n], iommu_id));
+			for (n = 0; n != numbers[i]; n++)
+				ASSERT_EQ(0, vm_viommu(&vm[n % files],
+						       &viommu_id[n]));
+			for (n = 0; n != files; n++)
+				ASSERT_EQ(0, vm_unplug(&vm[n]));
+			before = destroys();
+			ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd,
+								iommu_id));
+			EXPECT_EQ(numbers[i], destroys() - before);
+			for (n = 0; n != numbers[i]; n++) {
+				ASSERT_EQ(-1, _test_cmd_viommu_call(
+						      vm[n % files].fd,
+						      viommu_id[n]));
+				ASSERT_EQ(ENODEV, errno);
+			}
+			/* Some by hand, the others at the close */
+			for (n = 0; n < numbers[i]; n += 2)
+				ASSERT_EQ(0,
+					  _test_ioctl_destroy(vm[n % files].fd,
+							      viommu_id[n]));
+			for (n = 0; n != files; n++)
+				ASSERT_EQ(0, close(vm[n].fd));
+			EXPECT_EQ(numbers[i], destroys() - before);
+		}
+	}
+	EXPECT_ERRNO(ENOENT, _test_cmd_iommu_unregister(self->fd, iommu_id));
+	ASSERT_EQ(0, vm_unplug(&self->vm));
+}
+
+/*
+ * L3, L4, L5: a call is in the driver when unregister begins. Unregister waits
+ * for it, new calls are refused, the call ends as it would have anyway.
+ */
+#define parked(point, the_call, result, may_unplug)                         \
+	({                                                                  \
+		struct call unreg = {                                       \
+			.fn = call_unregister,                              \
+			.fd = self->fd,                                     \
+			.id = self->iommu_id,                               \
+		};                                                          \
+									    \
+		park(point, ARM);                                           \
+		call_start(the_call);                                       \
+		park(point, WAIT);                                          \
+		call_start(&unreg);                                         \
+		wait_for_refusal(&self->vm);                                \
+		/* The device can go even now */                            \
+		if (may_unplug)                                             \
+			ASSERT_EQ(0, vm_unplug(&self->vm));                 \
+		sleep_ms(50);                                               \
+		EXPECT_EQ(0, call_is_done(the_call));                       \
+		EXPECT_EQ(0, call_is_done(&unreg));                         \
+		park(point, RELEASE);                                       \
+		EXPECT_EQ(result, call_end(the_call));                      \
+		EXPECT_EQ(0, call_end(&unreg));                             \
+		if (!(may_unplug))                                          \
+			ASSERT_EQ(0, vm_unplug(&self->vm));                 \
+	})
+
+TEST_F(iommufd_revoke, L5_parked_in_size)
+{
+	struct call call = { .fn = call_alloc, .vm = &self->vm };
+
+	/* Here the device is in use for the time being */
+	parked(VIOMMU_SIZE, &call, ENODEV, false);
+}
+
+TEST_F(iommufd_revoke, L5_parked_in_init)
+{
+	struct call call = { .fn = call_alloc, .vm = &self->vm };
+
+	parked(VIOMMU_INIT, &call, ENODEV, true);
+	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(self->vm.fd, call.out_id));
+	/* L12: the allocation that failed holds nothing */
+	ASSERT_EQ(0, close(self->vm.fd));
+	self->vm.fd = -1;
+}
+
+TEST_F(iommufd_revoke, L3_parked_in_call)
+{
+	struct call call = { .fn = call_viommu, .fd = self->vm.fd };
+
+	ASSERT_EQ(0, vm_viommu(&self->vm, &call.id));
+	parked(VIOMMU_CALL, &call, 0, true);
+	EXPECT_ERRNO(ENODEV, _test_cmd_viommu_call(self->vm.fd, call.id));
+}
+
+TEST_F(iommufd_revoke, L7_parked_in_destroy)
+{
+	struct call call = { .fn = call_destroy, .fd = self->vm.fd };
+	uint64_t before;
+
+	ASSERT_EQ(0, vm_viommu(&self->vm, &call.id));
+	before = destroys();
+	park(VIOMMU_DESTROY, ARM);
+	call_start(&call);
+	park(VIOMMU_DESTROY, WAIT);
+	EXPECT_ERRNO(ENOENT, _test_cmd_viommu_call(self->vm.fd, call.id));
+	ASSERT_EQ(before, destroys());
+	park(VIOMMU_DESTROY, RELEASE);
+	ASSERT_EQ(0, call_end(&call));
+	ASSERT_EQ(before + 1, destroys());
+
+	ASSERT_EQ(0, vm_viommu(&self->vm, &call.id));
+	parked(VIOMMU_DESTROY, &call, 0, true);
+}
+
+/* L7: the revocation is calling destroy() when user space destroys or closes */
+TEST_F(iommufd_revoke, L7_destroy_during_revocation)
+{
+	struct call unreg = {
+		.fn = call_unregister,
+		.fd = self->fd,
+		.id = self->iommu_id,
+	};
+	struct call destroy = { .fn = call_destroy, .fd = self->vm.fd };
+
+	ASSERT_EQ(0, vm_viommu(&self->vm, &destroy.id));
+	ASSERT_EQ(0, vm_unplug(&self->vm));
+	park(VIOMMU_DESTROY, ARM);
+	call_start(&unreg);
+	park(VIOMMU_DESTROY, WAIT);
+	EXPECT_ERRNO(ENODEV, _test_cmd_viommu_call(self->vm.fd, destroy.id));
+	call_start(&destroy);
+	sleep_ms(50);
+	EXPECT_EQ(0, call_is_done(&destroy));
+	EXPECT_EQ(0, call_is_done(&unreg));
+	park(VIOMMU_DESTROY, RELEASE);
+	EXPECT_EQ(0, call_end(&destroy));
+	EXPECT_EQ(0, call_end(&unreg));
+	EXPECT_EQ(1, destroys());
+}
+
+TEST_F(iommufd_revoke, L7_close_during_revocation)
+{
+	struct call unreg = {
+		.fn = call_unregister,
+		.fd = self->fd,
+		.id = self->iommu_id,
+	};
+	struct call closing = { .fn = call_close, .fd = self->vm.fd };
+	uint32_t viommu_id;
+
+	ASSERT_EQ(0, vm_viommu(&self->vm, &viommu_id));
+	ASSERT_EQ(0, vm_viommu(&self->vm, &viommu_id));
+	ASSERT_EQ(0, vm_unplug(&self->vm));
+	park(VIOMMU_DESTROY, ARM);
+	call_start(&unreg);
+	park(VIOMMU_DESTROY, WAIT);
+	call_start(&closing);
+	self->vm.fd = -1;
+	sleep_ms(50);
+	EXPECT_EQ(0, call_is_done(&closing));
+	EXPECT_EQ(0, call_is_done(&unreg));
+	park(VIOMMU_DESTROY, RELEASE);
+	EXPECT_EQ(0, call_end(&closing));
+	EXPECT_EQ(0, call_end(&unreg));
+	EXPECT_EQ(2, destroys());
+}
+
+/* The other way round: unregister finds a file that is being closed */
+TEST_F(iommufd_revoke, L7_unregister_during_close)
+{
+	struct call unreg = {
+		.fn = call_unregister,
+		.fd = self->fd,
+		.id = self->iommu_id,
+	};
+	struct call closing = { .fn = call_close, .fd = self->vm.fd };
+	uint32_t viommu_id;
+
+	ASSERT_EQ(0, vm_viommu(&self->vm, &viommu_id));
+	ASSERT_EQ(0, vm_viommu(&self->vm, &viommu_id));
+	ASSERT_EQ(0, vm_unplug(&self->vm));
+	park(VIOMMU_DESTROY, ARM);
+	call_start(&closing);
+	self->vm.fd = -1;
+	park(VIOMMU_DESTROY, WAIT);
+	call_start(&unreg);
+	sleep_ms(50);
+	EXPECT_EQ(0, call_is_done(&closing));
+	EXPECT_EQ(0, call_is_done(&unreg));
+	park(VIOMMU_DESTROY, RELEASE);
+	EXPECT_EQ(0, call_end(&closing));
+	EXPECT_EQ(0, call_end(&unreg));
+	EXPECT_EQ(2, destroys());
+}
+
+/* The file is closed by everybody while its last call is in the driver */
+TEST_F(iommufd_revoke, L3_close_during_call)
+{
+	struct call unreg = {
+		.fn = call_unregister,
+		.fd = self->fd,
+		.id = self->iommu_id,
+	};
+	struct call call = { .fn = call_viommu, .fd = self->vm.fd };
+	pid_t pid;
+
+	ASSERT_EQ(0, vm_viommu(&self->vm, &call.id));
+	ASSERT_EQ(0, vm_unplug(&self->vm));
+	park(VIOMMU_CALL, ARM);
+	call_start(&call);
+	park(VIOMMU_CALL, WAIT);
+	pid = fork();
+	ASSERT_NE(-1, pid);
+	if (!pid)
+		_exit(close(self->vm.fd) ? 1 : 0);
+	ASSERT_EQ(pid, waitpid(pid, NULL, 0));
+	ASSERT_EQ(0, close(self->vm.fd));
+	self->vm.fd = -1;
+	call_start(&unreg);
+	sleep_ms(50);
+	EXPECT_EQ(0, call_is_done(&unreg));
+	park(VIOMMU_CALL, RELEASE);
+	EXPECT_EQ(0, call_end(&call));
+	EXPECT_EQ(0, call_end(&unreg));
+}
+
+/* A process is killed while its call is in the driver */
+TEST_F(iommufd_revoke, L3_kill_during_call)
+{
+	struct call unreg = {
+		.fn = call_unregister,
+		.fd = self->fd,
+		.id = self->iommu_id,
+	};
+	uint32_t viommu_id;
+	int status;
+	pid_t pid;
+
+	ASSERT_EQ(0, vm_viommu(&self->vm, &viommu_id));
+	ASSERT_EQ(0, vm_unplug(&self->vm));
+	park(VIOMMU_CALL, ARM);
+	pid = fork();
+	ASSERT_NE(-1, pid);
+	if (!pid)
+		_exit(_test_cmd_viommu_call(self->vm.fd, viommu_id) ? 1 : 0);
+	park(VIOMMU_CALL, WAIT);
+	/* Only the child has the file */
+	ASSERT_EQ(0, close(self->vm.fd));
+	self->vm.fd = -1;
+	ASSERT_EQ(0, kill(pid, SIGKILL));
+	call_start(&unreg);
+	sleep_ms(50);
+	EXPECT_EQ(0, call_is_done(&unreg));
+	park(VIOMMU_CALL, RELEASE);
+	EXPECT_EQ(0, call_end(&unreg));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(SIGKILL, WTERMSIG(status));
+}
+
+/* L4: a process that will not let go is not waited for */
+TEST_F(iommufd_revoke, L4_stopped_process)
+{
+	struct call unreg = {
+		.fn = call_unregister,
+		.fd = self->fd,
+		.id = self->iommu_id,
+	};
+	uint32_t viommu_id;
+	int status;
+	pid_t pid;
+
+	ASSERT_EQ(0, vm_viommu(&self->vm, &viommu_id));
+	ASSERT_EQ(0, vm_unplug(&self->vm));
+	pid = fork();
+	ASSERT_NE(-1, pid);
+	if (!pid) {
+		raise(SIGSTOP);
+		/* After all that it gets what everybody gets */
+		if (!_test_cmd_viommu_call(self->vm.fd, viommu_id) ||
+		    errno != ENODEV)
+			_exit(1);
+		_exit(0);
+	}
+	ASSERT_EQ(0, close(self->vm.fd));
+	self->vm.fd = -1;
+	ASSERT_EQ(pid, waitpid(pid, &status, WUNTRACED));
+	ASSERT_TRUE(WIFSTOPPED(status));
+
+	call_start(&unreg);
+	EXPECT_EQ(0, call_end(&unreg));
+	EXPECT_EQ(1, destroys());
+	/* It ended while the process was stopped */
+	EXPECT_EQ(0, waitpid(pid, &status, WUNTRACED | WNOHANG));
+	ASSERT_EQ(0, kill(pid, SIGCONT));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_TRUE(WIFEXITED(status) && !WEXITSTATUS(status));
+}
+
+/* L4: a page that user space serves, or does not */
+static int uffd_open(void *page, uint64_t mode)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = {
+		.range = { (uintptr_t)page, PAGE_SIZE },
+		.mode = mode,
+	};
+	struct uffdio_writeprotect wp = {
+		.range = reg.range,
+		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+
+	if (uffd == -1)
+		return -1;
+	if (ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &reg))
+		return -1;
+	if (mode == UFFDIO_REGISTER_MODE_WP &&
+	    ioctl(uffd, UFFDIO_WRITEPROTECT, &wp))
+		return -1;
+	return uffd;
+}
+
+/* Until a thread waits for the page */
+static int uffd_wait(int uffd)
+{
+	struct pollfd pollfd = { .fd = uffd, .events = POLLIN };
+	struct uffd_msg msg;
+
+	if (poll(&pollfd, 1, 10000) != 1)
+		return -1;
+	return read(uffd, &msg, sizeof(msg)) == sizeof(msg) ? 0 : -1;
+}
+
+static int call_alloc_cmd(int fd, uint32_t id, struct call *call)
+{
+	return ioctl(fd, IOMMU_VIOMMU_ALLOC, call->arg);
+}
+
+#define viommu_alloc_cmd(vm, data)                        \
+	((struct iommu_viommu_alloc){                     \
+		.size = sizeof(struct iommu_viommu_alloc), \
+		.type = IOMMU_VIOMMU_TYPE_SELFTEST,       \
+		.dev_id = (vm).device_id,                 \
+		.hwpt_id = (vm).parent_id,                \
+		.data_len = sizeof(struct iommu_viommu_selftest), \
+		.data_uptr = (uintptr_t)(data),           \
+	})
+
+/* While the driver's data is read, nothing is held */
+TEST_F(iommufd_revoke, L4_alloc_stalled_reading)
+{
+	struct iommu_viommu_alloc cmd = viommu_alloc_cmd(self->vm, buffer);
+	struct call alloc = {
+		.fn = call_alloc_cmd,
+		.fd = self->vm.fd,
+		.arg = &cmd,
+	};
+	struct uffdio_zeropage zero = {
+		.range = { (uintptr_t)buffer, PAGE_SIZE },
+	};
+	int uffd = uffd_open(buffer, UFFDIO_REGISTER_MODE_MISSING);
+
+	if (uffd == -1)
+		SKIP(return, "needs userfaultfd");
+	call_start(&alloc);
+	ASSERT_EQ(0, uffd_wait(uffd));
+	ASSERT_EQ(0, vm_unplug(&self->vm));
+	unregister();
+	EXPECT_EQ(0, call_is_done(&alloc));
+
+	ASSERT_EQ(0, ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
+	EXPECT_EQ(ENOENT, call_end(&alloc));
+	EXPECT_EQ(0, destroys());
+	ASSERT_EQ(0, close(uffd));
+}
+
+/*
+ * While the driver's answer, or the ID, is written, the vIOMMU is there and is
+ * revoked. The allocation ends well; what it gives is a revoked vIOMMU.
+ */
+#define stalled_writing(the_cmd, page, before_end, result)                   \
+	({                                                                   \
+		struct call alloc = {                                        \
+			.fn = call_alloc_cmd,                                \
+			.fd = self->vm.fd,                                   \
+			.arg = the_cmd,                                      \
+		};                                                           \
+		struct uffdio_writeprotect wp = {                            \
+			.range = { (uintptr_t)(page), PAGE_SIZE },           \
+		};                                                           \
+		int uffd = uffd_open(page, UFFDIO_REGISTER_MODE_WP);         \
+									     \
+		if (uffd == -1)                                              \
+			SKIP(return, "needs userfaultfd with write protection"); \
+		call_start(&alloc);                                          \
+		ASSERT_EQ(0, uffd_wait(uffd));                               \
+		ASSERT_EQ(0, vm_unplug(&self->vm));                          \
+		unregister();                                                \
+		EXPECT_EQ(1, destroys());                                    \
+		EXPECT_EQ(0, call_is_done(&alloc));                          \
+		before_end;                                                  \
+		ASSERT_EQ(0, ioctl(uffd, UFFDIO_WRITEPROTECT, &wp));         \
+		EXPECT_EQ(result, call_end(&alloc));                         \
+		EXPECT_EQ(1, destroys());                                    \
+		ASSERT_EQ(0, close(uffd));                                   \
+	})
+
+TEST_F(iommufd_revoke, L4_alloc_stalled_writing_data)
+{
+	struct iommu_viommu_alloc cmd = viommu_alloc_cmd(self->vm, buffer);
+
+	memset(buffer, 0, PAGE_SIZE);
+	stalled_writing(&cmd, buffer, , 0);
+	EXPECT_ERRNO(ENODEV,
+		     _test_cmd_viommu_call(self->vm.fd, cmd.out_viommu_id));
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, cmd.out_viommu_id));
+}
+
+TEST_F(iommufd_revoke, L4_alloc_stalled_writing_id)
+{
+	struct iommu_viommu_selftest data = {};
+	struct iommu_viommu_alloc *cmd = buffer;
+
+	*cmd = viommu_alloc_cmd(self->vm, &data);
+	stalled_writing(cmd, buffer, , 0);
+	EXPECT_ERRNO(ENODEV,
+		     _test_cmd_viommu_call(self->vm.fd, cmd->out_viommu_id));
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, cmd->out_viommu_id));
+}
+
+/* L12: and if it cannot be written, nothing is left, revoked or not */
+TEST_F(iommufd_revoke, L12_alloc_fails_after_revocation)
+{
+	struct iommu_viommu_selftest data = {};
+	struct iommu_viommu_alloc *cmd = buffer;
+
+	*cmd = viommu_alloc_cmd(self->vm, &data);
+	stalled_writing(cmd, buffer,
+			ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ)),
+			EFAULT);
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->vm.parent_id));
+}
+
+/*
+ * L5, without parking: allocations that race with unregister succeed and are
+ * revoked, or are refused. Goes on until both have been seen.
+ */
+static int call_alloc_loop(int fd, uint32_t id, struct call *call)
+{
+	unsigned int *count = call->arg;
+	uint32_t viommu_id;
+
+	while (!vm_viommu(call->vm, &viommu_id)) {
+		call->out_id = viommu_id;
+		__atomic_add_fetch(count, 1, __ATOMIC_RELEASE);
+	}
+	__atomic_add_fetch(count, 1, __ATOMIC_RELEASE);
+	return -1;
+}
+
+TEST_F(iommufd_revoke, L5_alloc_races_unregister)
+{
+	unsigned int revoked = 0, refused = 0, i, n;
+	struct call loop[2], unreg;
+	unsigned int count[2];
+	uint32_t iommu_id;
+	struct vm vm[2];
+
+	for (i = 0; i != 30; i++) {
+		ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, &iommu_id));
+		for (n = 0; n != 2; n++) {
+			ASSERT_EQ(0, vm_open(&vm[n], iommu_id));
+			count[n] = 0;
+			loop[n] = (struct call){
+				.fn = call_alloc_loop,
+				.vm = &vm[n],
+				.arg = &count[n],
+			};
+			call_start(&loop[n]);
+		}
+		for (n = 0; n != 2; n++)
+			while (__atomic_load_n(&count[n], __ATOMIC_ACQUIRE) < 3)
+				;
+		unreg = (struct call){
+			.fn = call_unregister,
+			.fd = self->fd,
+			.id = iommu_id,
+		};
+		call_start(&unreg);
+		for (n = 0; n != 2; n++) {
+			ASSERT_EQ(ENODEV, call_end(&loop[n]));
+			refused++;
+		}
+		ASSERT_EQ(0, call_end(&unreg));
+		for (n = 0; n != 2; n++) {
+			EXPECT_ERRNO(ENODEV, _test_cmd_viommu_call(
+						     vm[n].fd, loop[n].out_id));
+			revoked += count[n] - 1;
+			ASSERT_EQ(0, vm_unplug(&vm[n]));
+			ASSERT_EQ(0, close(vm[n].fd));
+		}
+	}
+	EXPECT_NE(0, revoked);
+	EXPECT_NE(0, refused);
+	/* Some were refused after their init, and so destroyed as well */
+	EXPECT_LE(revoked, destroys());
+	ASSERT_EQ(0, vm_unplug(&self->vm));
+}
+
+/* Two are unregistered at once, while a third thread allocates on both */
+TEST_F(iommufd_revoke, L5_two_unregister)
+{
+	struct call unreg[2], loop[2];
+	unsigned int count[2], i, n;
+	uint32_t iommu_id[2];
+	struct vm vm[2];
+
+	for (i = 0; i != 30; i++) {
+		for (n = 0; n != 2; n++) {
+			ASSERT_EQ(0, _test_cmd_iommu_register(self->fd,
+							      &iommu_id[n]));
+			ASSERT_EQ(0, vm_open(&vm[n], iommu_id[n]));
+			count[n] = 0;
+			loop[n] = (struct call){
+				.fn = call_alloc_loop,
+				.vm = &vm[n],
+				.arg = &count[n],
+			};
+			unreg[n] = (struct call){
+				.fn = call_unregister,
+				.fd = self->fd,
+				.id = iommu_id[n],
+			};
+			call_start(&loop[n]);
+		}
+		for (n = 0; n != 2; n++)
+			call_start(&unreg[n]);
+		for (n = 0; n != 2; n++) {
+			ASSERT_EQ(0, call_end(&unreg[n]));
+			ASSERT_EQ(ENODEV, call_end(&loop[n]));
+			ASSERT_EQ(0, vm_unplug(&vm[n]));
+			ASSERT_EQ(0, close(vm[n].fd));
+		}
+	}
+	ASSERT_EQ(0, vm_unplug(&self->vm));
+}
+
+/* Unplug, destroy and close all race with unregister */
+TEST_F(iommufd_revoke, L7_unplug_destroy_close_race_unregister)
+{
+	struct call unreg, unplug, destroy, closing;
+	uint32_t iommu_id, viommu_id[3];
+	struct vm vm[2];
+	unsigned int i;
+
+	for (i = 0; i != 100; i++) {
+		ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, &iommu_id));
+		ASSERT_EQ(0, vm_open(&vm[0], iommu_id));
+		ASSERT_EQ(0, vm_viommu(&vm[0], &viommu_id[0]));
+		ASSERT_EQ(0, vm_viommu(&vm[0], &viommu_id[1]));
+		ASSERT_EQ(0, vm_open(&vm[1], iommu_id));
+		ASSERT_EQ(0, vm_viommu(&vm[1], &viommu_id[2]));
+		ASSERT_EQ(0, vm_unplug(&vm[1]));
+
+		unreg = (struct call){ .fn = call_unregister, .fd = self->fd,
+				       .id = iommu_id };
+		unplug = (struct call){ .fn = call_destroy, .fd = vm[0].fd,
+					.id = vm[0].stdev_id };
+		destroy = (struct call){ .fn = call_destroy, .fd = vm[0].fd,
+					 .id = viommu_id[0] };
+		closing = (struct call){ .fn = call_close, .fd = vm[1].fd };
+		call_start(&unplug);
+		call_start(&unreg);
+		call_start(&destroy);
+		call_start(&closing);
+		ASSERT_EQ(0, call_end(&closing));
+		ASSERT_EQ(0, call_end(&destroy));
+		ASSERT_EQ(0, call_end(&unreg));
+		ASSERT_EQ(0, call_end(&unplug));
+		EXPECT_ERRNO(ENODEV,
+			     _test_cmd_viommu_call(vm[0].fd, viommu_id[1]));
+		ASSERT_EQ(3 * (i + 1), destroys());
+		ASSERT_EQ(0, close(vm[0].fd));
+	}
+	ASSERT_EQ(0, vm_unplug(&self->vm));
+}
+
+/*
+ * An IOMMU driver in a module of its own, which is found where the kernel was
+ * installed or in the current directory.
+ */
+#define TEST_DRIVER "iommufd_test_driver"
+
+static int module_load(void)
+{
+	int fd, ret;
+
+	if (!system("modprobe -q " TEST_DRIVER " 2>/dev/null"))
+		return 0;
+	fd = open(TEST_DRIVER ".ko", O_RDONLY | O_CLOEXEC);
+	if (fd == -1)
+		return -1;
+	ret = syscall(__NR_finit_module, fd, "", 0);
+	close(fd);
+	return ret;
+}
+
+/* EWOULDBLOCK is what rmmod reports as "in use" */
+static int module_unload(void)
+{
+	return syscall(__NR_delete_module, TEST_DRIVER, O_NONBLOCK);
+}
+
+static int write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY);
+	int ret;
+
+	if (fd == -1)
+		return -1;
+	ret = write(fd, text, strlen(text)) == strlen(text) ? 0 : -1;
+	close(fd);
+	return ret;
+}
+
+/* L8: the module stays as long as there is a vIOMMU, with the device or not */
+TEST(L8_module_in_use)
+{
+	struct iommufd_test_driver_bind bind;
+	uint32_t ioas_id, parent_id, viommu_id;
+	int i, dev_fd, fd;
+
+	if (module_load())
+		SKIP(return, "needs the module " TEST_DRIVER);
+	/* There is no interrupt that could be isolated */
+	ASSERT_EQ(0, write_file("/sys/module/iommufd/parameters/allow_unsafe_interrupts",
+				"Y"));
+
+	for (i = 0; i != 3; i++) {
+		dev_fd = open("/dev/" TEST_DRIVER, O_RDWR);
+		ASSERT_NE(-1, dev_fd);
+		fd = open("/dev/iommu", O_RDWR);
+		ASSERT_NE(-1, fd);
+		bind.iommufd = fd;
+		ASSERT_EQ(0, ioctl(dev_fd, IOMMUFD_TEST_DRIVER_BIND, &bind));
+		ASSERT_EQ(0, _test_ioctl_ioas_alloc(fd, &ioas_id));
+		ASSERT_EQ(0, _test_cmd_hwpt_alloc(fd, bind.out_dev_id, ioas_id,
+						  0,
+						  IOMMU_HWPT_ALLOC_NEST_PARENT,
+						  &parent_id,
+						  IOMMU_HWPT_DATA_NONE, NULL,
+						  0));
+		ASSERT_EQ(0, _test_cmd_viommu_alloc(fd, bind.out_dev_id,
+						    parent_id, 0,
+						    IOMMU_VIOMMU_TYPE_SELFTEST,
+						    NULL, 0, &viommu_id));
+		EXPECT_ERRNO(EWOULDBLOCK, module_unload());
+
+		/* Unbound and unplugged, nothing of the device is left */
+		ASSERT_EQ(0, close(dev_fd));
+		EXPECT_ERRNO(EWOULDBLOCK, module_unload());
+
+		/* And back again, so this is not about the first device */
+		dev_fd = open("/dev/" TEST_DRIVER, O_RDWR);
+		ASSERT_NE(-1, dev_fd);
+		ASSERT_EQ(0, close(dev_fd));
+		EXPECT_ERRNO(EWOULDBLOCK, module_unload());
+
+		/* A HWPT needs the driver to be freed, so it goes first */
+		EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(fd, parent_id));
+		ASSERT_EQ(0, _test_ioctl_destroy(fd, viommu_id));
+		ASSERT_EQ(0, _test_ioctl_destroy(fd, parent_id));
+
+		ASSERT_EQ(0, module_unload());
+		ASSERT_EQ(0, close(fd));
+		ASSERT_EQ(0, module_load());
+	}
+	ASSERT_EQ(0, module_unload());
+	write_file("/sys/module/iommufd/parameters/allow_unsafe_interrupts",
+		   "N");
+}
+
+TEST_HARNESS_MAIN
