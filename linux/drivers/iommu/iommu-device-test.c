@@ -137,7 +137,7 @@ static void unregister_start(struct kunit *test)
 	KUNIT_ASSERT_FALSE(test, IS_ERR(t->thread));
 	wait_for_completion(&t->begun);
 	while (READ_ONCE(t->iommu.registered))
-		msleep(1);
+		usleep_range(1000, 2000);
 }
 
 static bool unregister_ends(struct test_iommu *t)
@@ -405,4 +405,5 @@ static struct kunit_suite iommu_device_test_suite = {
 	.exit = test_exit,
 	.test_cases = iommu_device_test_cases,
 };
+
 kunit_test_suite(iommu_device_test_suite);

@@ -92,7 +92,7 @@ static void *call_thread(void *arg)
 	struct call *call = arg;
 
 	errno = 0;
-	call->err = call->fn(call->fd, call->id, call) ? errno : 0;
+	call->err = call->fn(call->fd, call->id, call) ? -errno : 0;
 	__atomic_store_n(&call->done, 1, __ATOMIC_RELEASE);
 	return NULL;
 }
@@ -108,7 +108,7 @@ static int call_is_done(struct call *call)
 	return __atomic_load_n(&call->done, __ATOMIC_ACQUIRE);
 }
 
-/* What the call gave, or ETIMEDOUT if it hangs */
+/* What the call gave, 0 or -errno, or -ETIMEDOUT if it hangs */
 static int call_end(struct call *call)
 {
 	struct timespec limit;
@@ -116,7 +116,7 @@ static int call_end(struct call *call)
 	clock_gettime(CLOCK_REALTIME, &limit);
 	limit.tv_sec += 10;
 	if (pthread_timedjoin_np(call->thread, NULL, &limit))
-		return ETIMEDOUT;
+		return -ETIMEDOUT;
 	return call->err;
 }
 
@@ -208,16 +208,16 @@ FIXTURE_TEARDOWN(iommufd_revoke)
  * L5: unregister has begun when an allocation is refused. What is allocated
  * until then is on the IOMMU that is on its way out, and will be revoked.
  */
-#define wait_for_refusal(vm)                                        \
-	({                                                          \
-		int __tries = 0;                                    \
-									     \
-		while (!vm_viommu(vm, NULL)) {                      \
-			ASSERT_GT(10000, __tries++);                \
-			sleep_ms(1);                                \
-		}                                                   \
-		ASSERT_EQ(ENODEV, errno);                           \
-	})
+static void wait_for_refusal(struct __test_metadata *_metadata, struct vm *vm)
+{
+	int tries = 0;
+
+	while (!vm_viommu(vm, NULL)) {
+		ASSERT_GT(10000, tries++);
+		sleep_ms(1);
+	}
+	ASSERT_EQ(ENODEV, errno);
+}
 
 /* L6, L7, and the parent is not in use any more */
 TEST_F(iommufd_revoke, L6_revoked_viommu_is_an_id)
@@ -239,7 +239,6 @@ TEST_F(iommufd_revoke, L6_revoked_viommu_is_an_id)
 	EXPECT_ERRNO(ENODEV, _test_cmd_viommu_call(self->vm.fd, viommu_id));
 
 	/* Everything else that takes the ID of whatever kind of object */
-	self->vm.stdev_id = self->vm.device_id = 0;
 	ASSERT_EQ(0, vm_plug(&self->vm, 0));
 	EXPECT_ERRNO(ENODEV,
 		     _test_cmd_mock_domain_replace(self->vm.fd,
@@ -287,10 +286,11 @@ TEST_F(iommufd_revoke, L6_close_with_revoked_viommu)
 TEST_F(iommufd_revoke, L3_unregister_many)
 {
 	static const unsigned int numbers[] = { 0, 1, 1000 };
-	uint32_t iommu_id, viommu_id[1000];
+	uint32_t iommu_id, viommu_id[1000], id;
 	uint64_t before;
 	struct vm vm[3];
 	unsigned int i, n, files;
+	int fd;
 
 	for (i = 0; i != ARRAY_SIZE(numbers); i++) {
 		for (files = 1; files <= 3; files += 2) {
@@ -308,9 +308,9 @@ TEST_F(iommufd_revoke, L3_unregister_many)
 								iommu_id));
 			EXPECT_EQ(numbers[i], destroys() - before);
 			for (n = 0; n != numbers[i]; n++) {
-				ASSERT_EQ(-1, _test_cmd_viommu_call(
-						      vm[n % files].fd,
-						      viommu_id[n]));
+				fd = vm[n % files].fd;
+				id = viommu_id[n];
+				ASSERT_EQ(-1, _test_cmd_viommu_call(fd, id));
 				ASSERT_EQ(ENODEV, errno);
 			}
 			/* Some by hand, the others at the close */
@@ -331,45 +331,49 @@ TEST_F(iommufd_revoke, L3_unregister_many)
  * L3, L4, L5: a call is in the driver when unregister begins. Unregister waits
  * for it, new calls are refused, the call ends as it would have anyway.
  */
-#define parked(point, the_call, result, may_unplug)                         \
-	({                                                                  \
-		struct call unreg = {                                       \
-			.fn = call_unregister,                              \
-			.fd = self->fd,                                     \
-			.id = self->iommu_id,                               \
-		};                                                          \
-									    \
-		park(point, ARM);                                           \
-		call_start(the_call);                                       \
-		park(point, WAIT);                                          \
-		call_start(&unreg);                                         \
-		wait_for_refusal(&self->vm);                                \
-		/* The device can go even now */                            \
-		if (may_unplug)                                             \
-			ASSERT_EQ(0, vm_unplug(&self->vm));                 \
-		sleep_ms(50);                                               \
-		EXPECT_EQ(0, call_is_done(the_call));                       \
-		EXPECT_EQ(0, call_is_done(&unreg));                         \
-		park(point, RELEASE);                                       \
-		EXPECT_EQ(result, call_end(the_call));                      \
-		EXPECT_EQ(0, call_end(&unreg));                             \
-		if (!(may_unplug))                                          \
-			ASSERT_EQ(0, vm_unplug(&self->vm));                 \
-	})
+static void parked(struct __test_metadata *_metadata,
+		   struct _test_data_iommufd_revoke *self, uint32_t point,
+		   struct call *call, int result, bool may_unplug)
+{
+	struct call unreg = {
+		.fn = call_unregister,
+		.fd = self->fd,
+		.id = self->iommu_id,
+	};
+
+	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_ARM));
+	call_start(call);
+	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_WAIT));
+	call_start(&unreg);
+	wait_for_refusal(_metadata, &self->vm);
+	/* The device can go even now */
+	if (may_unplug)
+		ASSERT_EQ(0, vm_unplug(&self->vm));
+	sleep_ms(50);
+	EXPECT_EQ(0, call_is_done(call));
+	EXPECT_EQ(0, call_is_done(&unreg));
+	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_RELEASE));
+	EXPECT_EQ(result, call_end(call));
+	EXPECT_EQ(0, call_end(&unreg));
+	if (!may_unplug)
+		ASSERT_EQ(0, vm_unplug(&self->vm));
+}
 
 TEST_F(iommufd_revoke, L5_parked_in_size)
 {
 	struct call call = { .fn = call_alloc, .vm = &self->vm };
 
 	/* Here the device is in use for the time being */
-	parked(VIOMMU_SIZE, &call, ENODEV, false);
+	parked(_metadata, self, MOCK_PARK_VIOMMU_SIZE, &call, -ENODEV,
+	       false);
 }
 
 TEST_F(iommufd_revoke, L5_parked_in_init)
 {
 	struct call call = { .fn = call_alloc, .vm = &self->vm };
 
-	parked(VIOMMU_INIT, &call, ENODEV, true);
+	parked(_metadata, self, MOCK_PARK_VIOMMU_INIT, &call, -ENODEV,
+	       true);
 	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(self->vm.fd, call.out_id));
 	/* L12: the allocation that failed holds nothing */
 	ASSERT_EQ(0, close(self->vm.fd));
@@ -381,7 +385,8 @@ TEST_F(iommufd_revoke, L3_parked_in_call)
 	struct call call = { .fn = call_viommu, .fd = self->vm.fd };
 
 	ASSERT_EQ(0, vm_viommu(&self->vm, &call.id));
-	parked(VIOMMU_CALL, &call, 0, true);
+	parked(_metadata, self, MOCK_PARK_VIOMMU_CALL, &call, 0,
+	       true);
 	EXPECT_ERRNO(ENODEV, _test_cmd_viommu_call(self->vm.fd, call.id));
 }
 
@@ -402,7 +407,8 @@ TEST_F(iommufd_revoke, L7_parked_in_destroy)
 	ASSERT_EQ(before + 1, destroys());
 
 	ASSERT_EQ(0, vm_viommu(&self->vm, &call.id));
-	parked(VIOMMU_DESTROY, &call, 0, true);
+	parked(_metadata, self, MOCK_PARK_VIOMMU_DESTROY, &call, 0,
+	       true);
 }
 
 /* L7: the revocation is calling destroy() when user space destroys or closes */
@@ -629,20 +635,22 @@ static int call_alloc_cmd(int fd, uint32_t id, struct call *call)
 	return ioctl(fd, IOMMU_VIOMMU_ALLOC, call->arg);
 }
 
-#define viommu_alloc_cmd(vm, data)                        \
-	((struct iommu_viommu_alloc){                     \
-		.size = sizeof(struct iommu_viommu_alloc), \
-		.type = IOMMU_VIOMMU_TYPE_SELFTEST,       \
-		.dev_id = (vm).device_id,                 \
-		.hwpt_id = (vm).parent_id,                \
-		.data_len = sizeof(struct iommu_viommu_selftest), \
-		.data_uptr = (uintptr_t)(data),           \
-	})
+static struct iommu_viommu_alloc viommu_alloc_cmd(struct vm *vm, void *data)
+{
+	return (struct iommu_viommu_alloc){
+		.size = sizeof(struct iommu_viommu_alloc),
+		.type = IOMMU_VIOMMU_TYPE_SELFTEST,
+		.dev_id = vm->device_id,
+		.hwpt_id = vm->parent_id,
+		.data_len = sizeof(struct iommu_viommu_selftest),
+		.data_uptr = (uintptr_t)data,
+	};
+}
 
 /* While the driver's data is read, nothing is held */
 TEST_F(iommufd_revoke, L4_alloc_stalled_reading)
 {
-	struct iommu_viommu_alloc cmd = viommu_alloc_cmd(self->vm, buffer);
+	struct iommu_viommu_alloc cmd = viommu_alloc_cmd(&self->vm, buffer);
 	struct call alloc = {
 		.fn = call_alloc_cmd,
 		.fd = self->vm.fd,
@@ -662,7 +670,7 @@ TEST_F(iommufd_revoke, L4_alloc_stalled_reading)
 	EXPECT_EQ(0, call_is_done(&alloc));
 
 	ASSERT_EQ(0, ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
-	EXPECT_EQ(ENOENT, call_end(&alloc));
+	EXPECT_EQ(-ENOENT, call_end(&alloc));
 	EXPECT_EQ(0, destroys());
 	ASSERT_EQ(0, close(uffd));
 }
@@ -671,39 +679,46 @@ TEST_F(iommufd_revoke, L4_alloc_stalled_reading)
  * While the driver's answer, or the ID, is written, the vIOMMU is there and is
  * revoked. The allocation ends well; what it gives is a revoked vIOMMU.
  */
-#define stalled_writing(the_cmd, page, before_end, result)                   \
-	({                                                                   \
-		struct call alloc = {                                        \
-			.fn = call_alloc_cmd,                                \
-			.fd = self->vm.fd,                                   \
-			.arg = the_cmd,                                      \
-		};                                                           \
-		struct uffdio_writeprotect wp = {                            \
-			.range = { (uintptr_t)(page), PAGE_SIZE },           \
-		};                                                           \
-		int uffd = uffd_open(page, UFFDIO_REGISTER_MODE_WP);         \
-									     \
-		if (uffd == -1)                                              \
-			SKIP(return, "needs userfaultfd with write protection"); \
-		call_start(&alloc);                                          \
-		ASSERT_EQ(0, uffd_wait(uffd));                               \
-		ASSERT_EQ(0, vm_unplug(&self->vm));                          \
-		unregister();                                                \
-		EXPECT_EQ(1, destroys());                                    \
-		EXPECT_EQ(0, call_is_done(&alloc));                          \
-		before_end;                                                  \
-		ASSERT_EQ(0, ioctl(uffd, UFFDIO_WRITEPROTECT, &wp));         \
-		EXPECT_EQ(result, call_end(&alloc));                         \
-		EXPECT_EQ(1, destroys());                                    \
-		ASSERT_EQ(0, close(uffd));                                   \
-	})
+static int stalled_writing(struct __test_metadata *_metadata,
+			   struct _test_data_iommufd_revoke *self, void *cmd,
+			   bool writable, int result)
+{
+	struct call alloc = {
+		.fn = call_alloc_cmd,
+		.fd = self->vm.fd,
+		.arg = cmd,
+	};
+	struct uffdio_writeprotect wp = {
+		.range = { (uintptr_t)buffer, PAGE_SIZE },
+	};
+	int uffd = uffd_open(buffer, UFFDIO_REGISTER_MODE_WP);
+
+	if (uffd == -1)
+		return -1;
+	call_start(&alloc);
+	ASSERT_EQ(0, uffd_wait(uffd));
+	ASSERT_EQ(0, vm_unplug(&self->vm));
+	unregister();
+	EXPECT_EQ(1, destroys());
+	EXPECT_EQ(0, call_is_done(&alloc));
+	if (!writable)
+		ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
+	ASSERT_EQ(0, ioctl(uffd, UFFDIO_WRITEPROTECT, &wp));
+	EXPECT_EQ(result, call_end(&alloc));
+	EXPECT_EQ(1, destroys());
+	ASSERT_EQ(0, close(uffd));
+	return 0;
+}
+
+#define NEEDS_UFFD "needs userfaultfd with write protection"
 
 TEST_F(iommufd_revoke, L4_alloc_stalled_writing_data)
 {
-	struct iommu_viommu_alloc cmd = viommu_alloc_cmd(self->vm, buffer);
+	struct iommu_viommu_alloc cmd = viommu_alloc_cmd(&self->vm, buffer);
 
 	memset(buffer, 0, PAGE_SIZE);
-	stalled_writing(&cmd, buffer, , 0);
+	if (stalled_writing(_metadata, self, &cmd, true, 0))
+		SKIP(return, NEEDS_UFFD);
 	EXPECT_ERRNO(ENODEV,
 		     _test_cmd_viommu_call(self->vm.fd, cmd.out_viommu_id));
 	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, cmd.out_viommu_id));
@@ -714,8 +729,9 @@ TEST_F(iommufd_revoke, L4_alloc_stalled_writing_id)
 	struct iommu_viommu_selftest data = {};
 	struct iommu_viommu_alloc *cmd = buffer;
 
-	*cmd = viommu_alloc_cmd(self->vm, &data);
-	stalled_writing(cmd, buffer, , 0);
+	*cmd = viommu_alloc_cmd(&self->vm, &data);
+	if (stalled_writing(_metadata, self, cmd, true, 0))
+		SKIP(return, NEEDS_UFFD);
 	EXPECT_ERRNO(ENODEV,
 		     _test_cmd_viommu_call(self->vm.fd, cmd->out_viommu_id));
 	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, cmd->out_viommu_id));
@@ -727,10 +743,9 @@ TEST_F(iommufd_revoke, L12_alloc_fails_after_revocation)
 	struct iommu_viommu_selftest data = {};
 	struct iommu_viommu_alloc *cmd = buffer;
 
-	*cmd = viommu_alloc_cmd(self->vm, &data);
-	stalled_writing(cmd, buffer,
-			ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ)),
-			EFAULT);
+	*cmd = viommu_alloc_cmd(&self->vm, &data);
+	if (stalled_writing(_metadata, self, cmd, false, -EFAULT))
+		SKIP(return, NEEDS_UFFD);
 	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->vm.parent_id));
 }
 
@@ -781,13 +796,14 @@ TEST_F(iommufd_revoke, L5_alloc_races_unregister)
 		};
 		call_start(&unreg);
 		for (n = 0; n != 2; n++) {
-			ASSERT_EQ(ENODEV, call_end(&loop[n]));
+			ASSERT_EQ(-ENODEV, call_end(&loop[n]));
 			refused++;
 		}
 		ASSERT_EQ(0, call_end(&unreg));
 		for (n = 0; n != 2; n++) {
-			EXPECT_ERRNO(ENODEV, _test_cmd_viommu_call(
-						     vm[n].fd, loop[n].out_id));
+			EXPECT_ERRNO(ENODEV,
+				     _test_cmd_viommu_call(vm[n].fd,
+							   loop[n].out_id));
 			revoked += count[n] - 1;
 			ASSERT_EQ(0, vm_unplug(&vm[n]));
 			ASSERT_EQ(0, close(vm[n].fd));
@@ -830,7 +846,7 @@ TEST_F(iommufd_revoke, L5_two_unregister)
 			call_start(&unreg[n]);
 		for (n = 0; n != 2; n++) {
 			ASSERT_EQ(0, call_end(&unreg[n]));
-			ASSERT_EQ(ENODEV, call_end(&loop[n]));
+			ASSERT_EQ(-ENODEV, call_end(&loop[n]));
 			ASSERT_EQ(0, vm_unplug(&vm[n]));
 			ASSERT_EQ(0, close(vm[n].fd));
 		}

@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Threads of several processes do at random all that can be done with vIOMMUs,
+ * the devices and the physical IOMMUs under them: plug, unplug, allocate, call,
+ * destroy, open, close, register, unregister, and be stopped and killed while at
+ * it. Every call must end, with success or with an error that fits, and at the
+ * end everything must be as in the beginning. What else may go wrong the kernel
+ * tells.
+ *
+ * Usage: iommufd_stress [seconds [seed]]
+ */
+#include <dirent.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#define __EXPORTED_HEADERS__
+#include "../kselftest.h"
+#include "iommufd_utils.h"
+
+#define NUM_PROCS 3
+#define NUM_THREADS 3
+#define NUM_IOMMUS 3
+#define NUM_VMS 4
+#define NUM_VIOMMUS 6
+
+enum op {
+	OP_OPEN,
+	OP_CLOSE,
+	OP_PLUG,
+	OP_UNPLUG,
+	OP_ALLOC,
+	OP_DESTROY,
+	OP_CALL,
+	OP_REGISTER,
+	OP_UNREGISTER,
+	OP_STOP,
+	OP_KILL,
+	OP_NUM,
+};
+
+static const struct {
+	const char *name;
+	/* Of 1000 */
+	unsigned int chance;
+	/* Beside those of a file or an object that another thread has ended */
+	int errors[3];
+} ops[OP_NUM] = {
+	[OP_OPEN] = { "open", 40, { ENOENT } },
+	[OP_CLOSE] = { "close", 20, {} },
+	[OP_PLUG] = { "plug", 60, { ENODEV } },
+	[OP_UNPLUG] = { "unplug", 40, { EBUSY } },
+	[OP_ALLOC] = { "alloc", 300, { ENODEV, EINVAL } },
+	[OP_DESTROY] = { "destroy", 200, { EBUSY } },
+	[OP_CALL] = { "call", 300, { ENODEV } },
+	[OP_REGISTER] = { "register", 20, {} },
+	[OP_UNREGISTER] = { "unregister", 20, {} },
+	/* These two are for the parent of the processes */
+	[OP_STOP] = { "stop", 0, {} },
+	[OP_KILL] = { "kill", 0, {} },
+};
+
+/* Everything here is read and written by all at any time */
+struct shared {
+	uint32_t iommu_id[NUM_IOMMUS];
+	uint64_t done[OP_NUM];
+	uint64_t refused[OP_NUM];
+	uint64_t revoked;
+	uint32_t stop;
+	uint32_t bad_op;
+	int bad_errno;
+};
+
+struct vm {
+	int fd;
+	uint32_t ioas_id;
+	uint32_t parent_id;
+	uint32_t stdev_id;
+	uint32_t device_id;
+	uint32_t viommu_id[NUM_VIOMMUS];
+};
+
+static struct shared *shared;
+static struct vm vms[NUM_VMS];
+
+static unsigned int rnd(uint64_t *state, unsigned int limit)
+{
+	/* xorshift64, never 0 */
+	*state ^= *state << 13;
+	*state ^= *state >> 7;
+	*state ^= *state << 17;
+	return (*state >> 33) % limit;
+}
+
+#define get(var) __atomic_load_n(&(var), __ATOMIC_RELAXED)
+#define set(var, value) __atomic_store_n(&(var), value, __ATOMIC_RELAXED)
+#define count(var) __atomic_add_fetch(&(var), 1, __ATOMIC_RELAXED)
+
+static int do_open(struct vm *vm, uint32_t iommu_id)
+{
+	struct vm new = {};
+
+	new.fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	if (new.fd < 0)
+		return -1;
+	if (_test_ioctl_ioas_alloc(new.fd, &new.ioas_id) ||
+	    _test_cmd_mock_domain_iommu(new.fd, new.ioas_id, iommu_id,
+					&new.stdev_id, &new.device_id) ||
+	    _test_cmd_hwpt_alloc(new.fd, new.device_id, new.ioas_id, 0,
+				 IOMMU_HWPT_ALLOC_NEST_PARENT, &new.parent_id,
+				 IOMMU_HWPT_DATA_NONE, NULL, 0)) {
+		int err = errno;
+
+		close(new.fd);
+		errno = err;
+		return -1;
+	}
+	set(vm->ioas_id, new.ioas_id);
+	set(vm->parent_id, new.parent_id);
+	set(vm->stdev_id, new.stdev_id);
+	set(vm->device_id, new.device_id);
+	/* Another thread may have opened one at the same time */
+	new.fd = __atomic_exchange_n(&vm->fd, new.fd, __ATOMIC_RELAXED);
+	if (new.fd >= 0)
+		close(new.fd);
+	return 0;
+}
+
+static int do_op(enum op op, uint64_t *state)
+{
+	struct vm *vm = &vms[rnd(state, NUM_VMS)];
+	uint32_t *viommu = &vm->viommu_id[rnd(state, NUM_VIOMMUS)];
+	uint32_t *iommu = &shared->iommu_id[rnd(state, NUM_IOMMUS)];
+	uint32_t id, id2;
+	int fd, ret;
+
+	switch (op) {
+	case OP_OPEN:
+		return do_open(vm, get(*iommu));
+	case OP_CLOSE:
+		fd = __atomic_exchange_n(&vm->fd, -1, __ATOMIC_RELAXED);
+		return fd < 0 ? 0 : close(fd);
+	case OP_PLUG:
+		ret = _test_cmd_mock_domain_iommu(get(vm->fd),
+						  get(vm->ioas_id), get(*iommu),
+						  &id, &id2);
+		if (!ret) {
+			set(vm->stdev_id, id);
+			set(vm->device_id, id2);
+		}
+		return ret;
+	case OP_UNPLUG:
+		return _test_ioctl_destroy(get(vm->fd), get(vm->stdev_id));
+	case OP_ALLOC:
+		ret = _test_cmd_viommu_alloc(get(vm->fd), get(vm->device_id),
+					     get(vm->parent_id), 0,
+					     IOMMU_VIOMMU_TYPE_SELFTEST, NULL,
+					     0, &id);
+		if (!ret)
+			set(*viommu, id);
+		return ret;
+	case OP_DESTROY:
+		return _test_ioctl_destroy(get(vm->fd), get(*viommu));
+	case OP_CALL:
+		ret = _test_cmd_viommu_call(get(vm->fd), get(*viommu));
+		if (ret && errno == ENODEV)
+			count(shared->revoked);
+		return ret;
+	case OP_REGISTER:
+		fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+		ret = _test_cmd_iommu_register(fd, &id);
+		if (!ret) {
+			id = __atomic_exchange_n(iommu, id, __ATOMIC_RELAXED);
+			if (id)
+				_test_cmd_iommu_unregister(fd, id);
+		}
+		close(fd);
+		return ret;
+	case OP_UNREGISTER:
+		fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+		id = __atomic_exchange_n(iommu, 0, __ATOMIC_RELAXED);
+		ret = id ? _test_cmd_iommu_unregister(fd, id) : 0;
+		close(fd);
+		return ret;
+	default:
+		return 0;
+	}
+}
+
+static void *worker(void *arg)
+{
+	uint64_t state = (uintptr_t)arg;
+	unsigned int dice, i;
+	enum op op;
+
+	while (!get(shared->stop)) {
+		dice = rnd(&state, 1000);
+		for (op = 0; dice >= ops[op].chance; op++)
+			dice -= ops[op].chance;
+
+		errno = 0;
+		if (!do_op(op, &state)) {
+			count(shared->done[op]);
+			continue;
+		}
+		count(shared->refused[op]);
+		/* The file or the object is not, or no longer, there */
+		if (errno == EBADF || errno == ENOENT || errno == ENOTTY)
+			continue;
+		for (i = 0; i != ARRAY_SIZE(ops[op].errors); i++)
+			if (errno == ops[op].errors[i])
+				break;
+		if (i == ARRAY_SIZE(ops[op].errors)) {
+			set(shared->bad_errno, errno);
+			set(shared->bad_op, op + 1);
+		}
+	}
+	return NULL;
+}
+
+static pid_t start_process(uint64_t seed)
+{
+	pthread_t threads[NUM_THREADS];
+	unsigned int i;
+	pid_t pid;
+
+	pid = fork();
+	if (pid)
+		return pid;
+	for (i = 0; i != NUM_VMS; i++)
+		vms[i].fd = -1;
+	for (i = 0; i != NUM_THREADS; i++)
+		assert(!pthread_create(&threads[i], NULL, worker,
+				       (void *)(uintptr_t)(seed * 64 + i + 1)));
+	for (i = 0; i != NUM_THREADS; i++)
+		pthread_join(threads[i], NULL);
+	exit(0);
+}
+
+/* What is there of the mock and comes and goes */
+static unsigned int count_dir(const char *path)
+{
+	unsigned int n = 0;
+	DIR *dir = opendir(path);
+
+	while (dir && readdir(dir))
+		n++;
+	if (dir)
+		closedir(dir);
+	return n;
+}
+
+static void count_all(unsigned int *counts)
+{
+	counts[0] = count_dir("/sys/bus/iommufd_mock/devices");
+	counts[1] = count_dir("/sys/class/iommu");
+	counts[2] = count_dir("/sys/kernel/iommu_groups");
+}
+
+int main(int argc, char *argv[])
+{
+	unsigned long seconds = argc > 1 ? strtoul(argv[1], NULL, 0) : 30;
+	uint64_t inits[2], destroys[2], seed, state;
+	unsigned int before[3], after[3], i, op;
+	pid_t pid[NUM_PROCS];
+	uint32_t last;
+	bool good;
+	time_t end;
+	int fd;
+
+	PAGE_SIZE = sysconf(_SC_PAGE_SIZE);
+	ksft_print_header();
+	ksft_set_plan(3);
+	if (argc > 2)
+		seed = strtoull(argv[2], NULL, 0);
+	else if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
+		ksft_exit_fail_msg("no seed\n");
+	seed &= 0xffffffff;
+	state = seed | 1ULL << 40;
+	ksft_print_msg("%lu seconds with seed %llu\n", seconds,
+		       (unsigned long long)seed);
+
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
+		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (shared == MAP_FAILED)
+		ksft_exit_fail_msg("no memory\n");
+	fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		ksft_exit_skip("no /dev/iommu\n");
+	if (_test_cmd_viommu_stats(fd, &inits[0], &destroys[0]))
+		ksft_exit_skip("no IOMMUFD_TEST\n");
+	count_all(before);
+
+	for (i = 0; i != NUM_PROCS; i++)
+		pid[i] = start_process(state + i);
+	end = time(NULL) + seconds;
+	while (time(NULL) < end && !get(shared->bad_op)) {
+		usleep(1000 * (1 + rnd(&state, 200)));
+		i = rnd(&state, NUM_PROCS);
+		if (rnd(&state, 4)) {
+			kill(pid[i], SIGSTOP);
+			usleep(1000 * rnd(&state, 100));
+			kill(pid[i], SIGCONT);
+			count(shared->done[OP_STOP]);
+		} else {
+			kill(pid[i], SIGKILL);
+			waitpid(pid[i], NULL, 0);
+			count(shared->done[OP_KILL]);
+			pid[i] = start_process(state);
+		}
+	}
+	set(shared->stop, 1);
+	for (i = 0; i != NUM_PROCS; i++)
+		waitpid(pid[i], NULL, 0);
+	/*
+	 * One who was killed may have left an IOMMU that nobody knows. The last
+	 * ID that was given out tells how far to look.
+	 */
+	if (_test_cmd_iommu_register(fd, &last))
+		ksft_exit_fail_msg("no IOMMU\n");
+	for (i = 1; i <= last; i++)
+		_test_cmd_iommu_unregister(fd, i);
+
+	for (op = 0; op != OP_NUM; op++)
+		ksft_print_msg("%-10s %10llu done %10llu refused\n",
+			       ops[op].name,
+			       (unsigned long long)shared->done[op],
+			       (unsigned long long)shared->refused[op]);
+	if (shared->bad_op)
+		ksft_print_msg("%s gave the error %d, %s\n",
+			       ops[shared->bad_op - 1].name, shared->bad_errno,
+			       strerror(shared->bad_errno));
+	ksft_test_result(!shared->bad_op, "every error fits\n");
+
+	ksft_print_msg("%llu calls met a revoked vIOMMU\n",
+		       (unsigned long long)shared->revoked);
+	good = shared->revoked && shared->done[OP_CALL] &&
+	       shared->done[OP_UNREGISTER];
+	ksft_test_result(good, "vIOMMUs were used and revoked\n");
+
+	count_all(after);
+	if (_test_cmd_viommu_stats(fd, &inits[1], &destroys[1]))
+		ksft_exit_fail_msg("no statistics\n");
+	ksft_print_msg("%llu vIOMMUs made, %llu destroyed\n",
+		       (unsigned long long)(inits[1] - inits[0]),
+		       (unsigned long long)(destroys[1] - destroys[0]));
+	good = inits[1] - inits[0] == destroys[1] - destroys[0] &&
+	       !memcmp(before, after, sizeof(before));
+	ksft_test_result(good, "nothing is left\n");
+	ksft_finished();
+}
