@@ -5,8 +5,8 @@
  * Everything here is the userspace API of <linux/iommufd.h>, but for the device:
  * a VMM gets one from vfio, with VFIO_DEVICE_BIND_IOMMUFD on an open
  * /dev/vfio/devices/vfioX. Here the kernel's mock IOMMU driver makes one, with a
- * mock IOMMU behind it, so that the tour runs on any machine. That is what the
- * functions plug() and unplug() are for.
+ * mock IOMMU behind it, so that the tour runs on any machine. What the mock does
+ * for hardware and for the administrator is in the functions that are marked so.
  *
  * Each step prints a line. The first one that does not come out as it must ends
  * the tour with exit status 1.
@@ -82,30 +82,70 @@ static void destroy_refused(uint32_t id, int expected)
 	must_not("IOMMU_DESTROY", IOMMU_DESTROY, &cmd, expected);
 }
 
-/* A device behind the mock IOMMU: "id" is what vfio would give to the VMM */
+/* Mock: a physical IOMMU appears in the machine */
+static uint32_t register_iommu(void)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_IOMMU_REGISTER,
+	};
+
+	must("registering a mock IOMMU", IOMMU_TEST_CMD, &cmd);
+	return cmd.iommu_register.out_iommu_id;
+}
+
+/* Mock: it goes away. Its driver has freed it when this returns. */
+static void unregister_iommu(uint32_t iommu_id)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_IOMMU_UNREGISTER,
+		.id = iommu_id,
+	};
+
+	must("unregistering the mock IOMMU", IOMMU_TEST_CMD, &cmd);
+}
+
+/* A device: "id" is what vfio would give to the VMM */
 struct device {
 	uint32_t id;
 	uint32_t mock_id;
 };
 
-static struct device plug(uint32_t ioas_id)
+/* Mock: a device behind an IOMMU is plugged in and bound to the iommufd */
+static struct device plug(uint32_t ioas_id, uint32_t iommu_id)
 {
 	struct iommu_test_cmd cmd = {
 		.size = sizeof(cmd),
-		.op = IOMMU_TEST_OP_MOCK_DOMAIN,
+		.op = IOMMU_TEST_OP_MOCK_DOMAIN_IOMMU,
 		.id = ioas_id,
+		.mock_domain_iommu = { .iommu_id = iommu_id },
 	};
 
 	must("plugging a mock device", IOMMU_TEST_CMD, &cmd);
 	return (struct device){
-		.id = cmd.mock_domain.out_idev_id,
-		.mock_id = cmd.mock_domain.out_stdev_id,
+		.id = cmd.mock_domain_iommu.out_idev_id,
+		.mock_id = cmd.mock_domain_iommu.out_stdev_id,
 	};
 }
 
+/* Mock: and unplugged */
 static void unplug(struct device device)
 {
 	destroy(device.mock_id);
+}
+
+/*
+ * Mock: call the driver through the vIOMMU. Stands for the ioctls that will do
+ * so, and fails as they do.
+ */
+static struct iommu_test_cmd viommu_call(uint32_t viommu_id)
+{
+	return (struct iommu_test_cmd){
+		.size = sizeof(struct iommu_test_cmd),
+		.op = IOMMU_TEST_OP_VIOMMU_CALL,
+		.id = viommu_id,
+	};
 }
 
 static uint32_t alloc_viommu(uint32_t dev_id, uint32_t parent_id)
@@ -135,8 +175,10 @@ static uint32_t alloc_viommu(uint32_t dev_id, uint32_t parent_id)
 int main(void)
 {
 	const size_t guest_size = 1 << 20;
-	struct device device;
+	struct iommu_test_cmd call;
 	uint32_t viommu_id[2];
+	struct device device;
+	uint32_t iommu_id;
 	void *guest_memory;
 
 	/* An iommufd belongs to one VM: all IDs are private to it */
@@ -170,8 +212,10 @@ int main(void)
 	say("guest memory mapped: %zu KiB at guest physical address %#llx",
 	    guest_size >> 10, (unsigned long long)map.iova);
 
-	device = plug(ioas.out_ioas_id);
-	say("a device is plugged in: device %u", device.id);
+	iommu_id = register_iommu();
+	device = plug(ioas.out_ioas_id, iommu_id);
+	say("a device behind the physical IOMMU %u is plugged in: device %u",
+	    iommu_id, device.id);
 
 	/* A VMM learns here what its emulated IOMMU may promise to the guest */
 	struct iommu_hw_info info = {
@@ -208,11 +252,11 @@ int main(void)
 	must_not("IOMMU_GET_HW_INFO", IOMMU_GET_HW_INFO, &info, ENOENT);
 	say("device %u is unplugged at once, its ID answers ENOENT", device.id);
 
-	destroy_refused(parent.out_hwpt_id, EBUSY);
-	say("vIOMMU %u is still there: HWPT %u answers EBUSY as before",
-	    viommu_id[0], parent.out_hwpt_id);
+	call = viommu_call(viommu_id[0]);
+	must("calling the vIOMMU", IOMMU_TEST_CMD, &call);
+	say("vIOMMU %u still answers", viommu_id[0]);
 
-	device = plug(ioas.out_ioas_id);
+	device = plug(ioas.out_ioas_id, iommu_id);
 	say("a device is plugged in again, behind the same physical IOMMU: device %u",
 	    device.id);
 
@@ -225,13 +269,27 @@ int main(void)
 	 * iommufd would do it as well.
 	 */
 	destroy(viommu_id[0]);
-	destroy(viommu_id[1]);
-	say("vIOMMU %u and %u are destroyed", viommu_id[0], viommu_id[1]);
 	destroy_refused(viommu_id[0], ENOENT);
-	say("there is no vIOMMU %u any more: ENOENT", viommu_id[0]);
-	destroy(parent.out_hwpt_id);
-	say("HWPT %u is free now, and destroyed", parent.out_hwpt_id);
+	say("vIOMMU %u is destroyed, its ID answers ENOENT", viommu_id[0]);
+
+	/*
+	 * Somebody takes the physical IOMMU away, or unbinds its driver. That
+	 * does not wait for the VMM. What the VMM notices is ENODEV, and what it
+	 * has to do is to clean up and to treat the devices as unplugged.
+	 */
 	unplug(device);
+	unregister_iommu(iommu_id);
+	say("the physical IOMMU %u goes away under vIOMMU %u, at once",
+	    iommu_id, viommu_id[1]);
+	call = viommu_call(viommu_id[1]);
+	must_not("calling the vIOMMU", IOMMU_TEST_CMD, &call, ENODEV);
+	say("vIOMMU %u answers ENODEV", viommu_id[1]);
+
+	destroy(parent.out_hwpt_id);
+	say("HWPT %u is in use by nobody now, and destroyed",
+	    parent.out_hwpt_id);
+	destroy(viommu_id[1]);
+	say("vIOMMU %u is destroyed like any other", viommu_id[1]);
 	destroy(ioas.out_ioas_id);
 	if (close(iommufd))
 		fail("close");

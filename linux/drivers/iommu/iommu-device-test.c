@@ -12,6 +12,7 @@
 #include <linux/kthread.h>
 #include <linux/platform_device.h>
 #include <linux/property.h>
+#include <linux/string.h>
 
 #include "iommu-priv.h"
 
@@ -53,13 +54,15 @@ static const struct iommu_ops test_ops = {
 
 static int test_plug(struct test_iommu *t)
 {
+	struct platform_device *pdev;
 	int ret;
 
-	t->pdev = platform_device_register_data(NULL, "iommu-device-test-dev",
-						PLATFORM_DEVID_AUTO, &t,
-						sizeof(t));
-	if (IS_ERR(t->pdev))
-		return PTR_ERR(t->pdev);
+	pdev = platform_device_register_data(NULL, "iommu-device-test-dev",
+					     PLATFORM_DEVID_AUTO, &t,
+					     sizeof(t));
+	if (IS_ERR(pdev))
+		return PTR_ERR(pdev);
+	t->pdev = pdev;
 
 	mutex_lock(&iommu_probe_device_lock);
 	ret = iommu_fwspec_init(&t->pdev->dev, t->fwnode);
@@ -113,7 +116,8 @@ static void test_exit(struct kunit *test)
 	/* Does nothing where the test has done it */
 	iommu_device_unregister(&t->iommu);
 	KUNIT_EXPECT_EQ(test, 0, t->iommu.users);
-	iommu_device_sysfs_remove(&t->iommu);
+	if (t->iommu.dev)
+		iommu_device_sysfs_remove(&t->iommu);
 	set_primary_fwnode(t->hwdev, NULL);
 	fwnode_remove_software_node(t->fwnode);
 }
@@ -342,16 +346,21 @@ static void test_del_during_revoke(struct kunit *test)
 			  wait_for_completion_timeout(&h->begun, 5 * HZ));
 	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
 	KUNIT_EXPECT_EQ(test, 1, count);
+	KUNIT_EXPECT_NULL(test, memchr_inv(&h->holder, 0xa5,
+					   sizeof(h->holder)));
 }
 
 static unsigned int test_hang_reports;
+static unsigned int test_wrong_hang_reports;
 
 static void test_console_write(struct console *console, const char *text,
 			       unsigned int len)
 {
-	if (strnstr(text, "test_iommu: cannot be unregistered: slow test holder does not let go",
+	if (strnstr(text, "test_iommu: cannot be unregistered yet: slow test holder",
 		    len))
 		test_hang_reports++;
+	else if (strnstr(text, "does not let go", len))
+		test_wrong_hang_reports++;
 }
 
 static struct console test_console = {
@@ -365,6 +374,7 @@ static struct console test_console = {
 static void test_hang_is_reported(struct kunit *test)
 {
 	unsigned long timeout = iommu_hang_timeout;
+	int loglevel = console_loglevel;
 	struct test_iommu *t = test->priv;
 	struct test_holder *h, *slow;
 	unsigned int count = 0;
@@ -372,6 +382,8 @@ static void test_hang_is_reported(struct kunit *test)
 	slow = test_hold(test, &count, &test_slow_holder_ops);
 	h = test_hold(test, &count, &test_holder_ops);
 	test_hang_reports = 0;
+	test_wrong_hang_reports = 0;
+	console_loglevel = CONSOLE_LOGLEVEL_DEBUG;
 	register_console(&test_console);
 	iommu_hang_timeout = HZ / 10;
 
@@ -385,7 +397,9 @@ static void test_hang_is_reported(struct kunit *test)
 
 	iommu_hang_timeout = timeout;
 	unregister_console(&test_console);
+	console_loglevel = loglevel;
 	KUNIT_EXPECT_EQ(test, 1, test_hang_reports);
+	KUNIT_EXPECT_EQ(test, 0, test_wrong_hang_reports);
 }
 
 static struct kunit_case iommu_device_test_cases[] = {

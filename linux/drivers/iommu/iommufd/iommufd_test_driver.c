@@ -12,6 +12,7 @@
 #include <linux/iommufd.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
+#include <linux/mutex.h>
 #include <linux/platform_device.h>
 #include <linux/property.h>
 #include <linux/slab.h>
@@ -24,6 +25,8 @@ static struct platform_device *test_hwdev;
 static struct fwnode_handle *test_fwnode;
 
 struct test_device {
+	/* Guards idev and ictx */
+	struct mutex lock;
 	struct platform_device *pdev;
 	struct iommufd_device *idev;
 	struct iommufd_ctx *ictx;
@@ -165,12 +168,50 @@ static int test_open(struct inode *inode, struct file *file)
 	if (!rc)
 		rc = platform_device_add(test->pdev);
 	if (rc) {
+		/* Nobody had a chance to free it if the core did not see it */
+		if (test->pdev->dev.iommu) {
+			fwnode_handle_put(test_fwnode);
+			kfree(test->pdev->dev.iommu->fwspec);
+			kfree(test->pdev->dev.iommu);
+			test->pdev->dev.iommu = NULL;
+		}
 		platform_device_put(test->pdev);
 		kfree(test);
 		return rc;
 	}
+	mutex_init(&test->lock);
 	file->private_data = test;
 	return 0;
+}
+
+static int test_bind(struct test_device *test, int iommufd, u32 *dev_id)
+{
+	int rc;
+
+	lockdep_assert_held(&test->lock);
+
+	if (test->idev)
+		return -EBUSY;
+	test->ictx = iommufd_ctx_from_fd(iommufd);
+	if (IS_ERR(test->ictx))
+		return PTR_ERR(test->ictx);
+	test->idev = iommufd_device_bind(test->ictx, &test->pdev->dev, dev_id);
+	if (IS_ERR(test->idev)) {
+		rc = PTR_ERR(test->idev);
+		test->idev = NULL;
+		iommufd_ctx_put(test->ictx);
+		return rc;
+	}
+	return 0;
+}
+
+static void test_unbind(struct test_device *test)
+{
+	if (!test->idev)
+		return;
+	iommufd_device_unbind(test->idev);
+	iommufd_ctx_put(test->ictx);
+	test->idev = NULL;
 }
 
 static long test_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
@@ -178,37 +219,28 @@ static long test_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 	struct test_device *test = file->private_data;
 	void __user *uptr = (void __user *)arg;
 	struct iommufd_test_driver_bind bind;
+	int rc;
 
 	if (cmd != IOMMUFD_TEST_DRIVER_BIND)
 		return -ENOTTY;
 	if (copy_from_user(&bind, uptr, sizeof(bind)))
 		return -EFAULT;
-	if (test->idev)
-		return -EBUSY;
 
-	test->ictx = iommufd_ctx_from_fd(bind.iommufd);
-	if (IS_ERR(test->ictx))
-		return PTR_ERR(test->ictx);
-	test->idev = iommufd_device_bind(test->ictx, &test->pdev->dev,
-					 &bind.out_dev_id);
-	if (IS_ERR(test->idev)) {
-		long rc = PTR_ERR(test->idev);
-
-		test->idev = NULL;
-		iommufd_ctx_put(test->ictx);
-		return rc;
+	mutex_lock(&test->lock);
+	rc = test_bind(test, bind.iommufd, &bind.out_dev_id);
+	if (!rc && copy_to_user(uptr, &bind, sizeof(bind))) {
+		test_unbind(test);
+		rc = -EFAULT;
 	}
-	return copy_to_user(uptr, &bind, sizeof(bind)) ? -EFAULT : 0;
+	mutex_unlock(&test->lock);
+	return rc;
 }
 
 static int test_release(struct inode *inode, struct file *file)
 {
 	struct test_device *test = file->private_data;
 
-	if (test->idev) {
-		iommufd_device_unbind(test->idev);
-		iommufd_ctx_put(test->ictx);
-	}
+	test_unbind(test);
 	platform_device_unregister(test->pdev);
 	kfree(test);
 	return 0;

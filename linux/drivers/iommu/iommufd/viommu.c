@@ -21,7 +21,7 @@
 
 #include "iommufd_private.h"
 
-/* Part with the driver, and with all that is held for its sake */
+/* Release the driver's part, and the references that are held for it */
 static void iommufd_viommu_release(struct iommufd_viommu *viommu)
 {
 	if (viommu->ops->destroy)

@@ -262,13 +262,26 @@ static void count_all(unsigned int *counts)
 	counts[2] = count_dir("/sys/kernel/iommu_groups");
 }
 
+/*
+ * One who was killed may have left an IOMMU that nobody knows. The last ID that
+ * was given out tells how far to look.
+ */
+static void unregister_all(int fd)
+{
+	uint32_t last, i;
+
+	if (_test_cmd_iommu_register(fd, &last))
+		ksft_exit_fail_msg("no IOMMU\n");
+	for (i = 1; i <= last; i++)
+		_test_cmd_iommu_unregister(fd, i);
+}
+
 int main(int argc, char *argv[])
 {
 	unsigned long seconds = argc > 1 ? strtoul(argv[1], NULL, 0) : 30;
 	uint64_t inits[2], destroys[2], seed, state;
 	unsigned int before[3], after[3], i, op;
 	pid_t pid[NUM_PROCS];
-	uint32_t last;
 	bool good;
 	time_t end;
 	int fd;
@@ -294,6 +307,7 @@ int main(int argc, char *argv[])
 		ksft_exit_skip("no /dev/iommu\n");
 	if (_test_cmd_viommu_stats(fd, &inits[0], &destroys[0]))
 		ksft_exit_skip("no IOMMUFD_TEST\n");
+	unregister_all(fd);
 	count_all(before);
 
 	for (i = 0; i != NUM_PROCS; i++)
@@ -317,14 +331,7 @@ int main(int argc, char *argv[])
 	set(shared->stop, 1);
 	for (i = 0; i != NUM_PROCS; i++)
 		waitpid(pid[i], NULL, 0);
-	/*
-	 * One who was killed may have left an IOMMU that nobody knows. The last
-	 * ID that was given out tells how far to look.
-	 */
-	if (_test_cmd_iommu_register(fd, &last))
-		ksft_exit_fail_msg("no IOMMU\n");
-	for (i = 1; i <= last; i++)
-		_test_cmd_iommu_unregister(fd, i);
+	unregister_all(fd);
 
 	for (op = 0; op != OP_NUM; op++)
 		ksft_print_msg("%-10s %10llu done %10llu refused\n",
