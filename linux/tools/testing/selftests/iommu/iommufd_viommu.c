@@ -336,9 +336,9 @@ TEST_F(iommufd_viommu, two_files)
 }
 
 /*
- * L1: the device that led to the physical IOMMU is not held, so its unplug is
- * not refused, and takes no longer than without a vIOMMU. L9: when it is back,
- * what is new behind the IOMMU works with the vIOMMUs that stayed.
+ * The device that led to the physical IOMMU is not held, so its unplug is neither
+ * refused nor delayed. When a device is back, it can use the parent of the
+ * vIOMMUs that stayed, and lead to further vIOMMUs on it.
  */
 TEST_F(iommufd_viommu, unplug_and_replug)
 {
