@@ -70,6 +70,8 @@ struct shared {
 	uint32_t iommu_id[NUM_IOMMUS];
 	uint64_t done[OP_NUM];
 	uint64_t refused[OP_NUM];
+	/* The two sides of the races with unregister that an ioctl can lose */
+	uint64_t alloc_late;
 	uint64_t revoked;
 	uint32_t stop;
 	uint32_t bad_op;
@@ -163,6 +165,8 @@ static int do_op(enum op op, uint64_t *state)
 					     0, &id);
 		if (!ret)
 			set(*viommu, id);
+		else if (errno == ENODEV)
+			count(shared->alloc_late);
 		return ret;
 	case OP_DESTROY:
 		return _test_ioctl_destroy(get(vm->fd), get(*viommu));
@@ -279,7 +283,7 @@ static void unregister_all(int fd)
 int main(int argc, char *argv[])
 {
 	unsigned long seconds = argc > 1 ? strtoul(argv[1], NULL, 0) : 30;
-	uint64_t inits[2], destroys[2], seed, state;
+	uint64_t inits[2], destroys[2], revokes[2], seed, state;
 	unsigned int before[3], after[3], i, op;
 	pid_t pid[NUM_PROCS];
 	bool good;
@@ -305,7 +309,7 @@ int main(int argc, char *argv[])
 	fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
 	if (fd < 0)
 		ksft_exit_skip("no /dev/iommu\n");
-	if (_test_cmd_viommu_stats(fd, &inits[0], &destroys[0]))
+	if (_test_cmd_viommu_stats(fd, &inits[0], &destroys[0], &revokes[0]))
 		ksft_exit_skip("no IOMMUFD_TEST\n");
 	unregister_all(fd);
 	count_all(before);
@@ -344,18 +348,20 @@ int main(int argc, char *argv[])
 			       strerror(shared->bad_errno));
 	ksft_test_result(!shared->bad_op, "every error fits\n");
 
-	ksft_print_msg("%llu calls met a revoked vIOMMU\n",
-		       (unsigned long long)shared->revoked);
+	ksft_print_msg("%llu calls met a revoked vIOMMU, %llu allocations an IOMMU that is going away\n",
+		       (unsigned long long)shared->revoked,
+		       (unsigned long long)shared->alloc_late);
 	good = shared->revoked && shared->done[OP_CALL] &&
 	       shared->done[OP_UNREGISTER];
 	ksft_test_result(good, "vIOMMUs were used and revoked\n");
 
 	count_all(after);
-	if (_test_cmd_viommu_stats(fd, &inits[1], &destroys[1]))
+	if (_test_cmd_viommu_stats(fd, &inits[1], &destroys[1], &revokes[1]))
 		ksft_exit_fail_msg("no statistics\n");
-	ksft_print_msg("%llu vIOMMUs made, %llu destroyed\n",
+	ksft_print_msg("%llu vIOMMUs made, %llu destroyed, %llu of them by revocation\n",
 		       (unsigned long long)(inits[1] - inits[0]),
-		       (unsigned long long)(destroys[1] - destroys[0]));
+		       (unsigned long long)(destroys[1] - destroys[0]),
+		       (unsigned long long)(revokes[1] - revokes[0]));
 	good = inits[1] - inits[0] == destroys[1] - destroys[0] &&
 	       !memcmp(before, after, sizeof(before));
 	ksft_test_result(good, "nothing is left\n");
