@@ -173,6 +173,12 @@ static void test_get_put(struct kunit *test)
 	KUNIT_ASSERT_EQ(test, 0, test_plug(t));
 	KUNIT_EXPECT_PTR_EQ(test, &t->iommu, iommu_device_get(&t->pdev->dev));
 
+	/* Nor needed for another one */
+	test_unplug(t);
+	KUNIT_EXPECT_TRUE(test, iommu_device_tryget(&t->iommu));
+	KUNIT_EXPECT_EQ(test, 4, t->iommu.users);
+
+	iommu_device_put(&t->iommu);
 	iommu_device_put(&t->iommu);
 	iommu_device_put(&t->iommu);
 	iommu_device_put(&t->iommu);
@@ -191,9 +197,10 @@ static void test_unregister_waits(struct kunit *test)
 	/* Refused from the beginning, while there are references */
 	KUNIT_EXPECT_PTR_EQ(test, ERR_PTR(-ENODEV),
 			    iommu_device_get(&t->pdev->dev));
+	KUNIT_EXPECT_FALSE(test, iommu_device_tryget(&t->iommu));
 	KUNIT_EXPECT_EQ(test, -ENODEV,
 			iommu_device_add_holder(&t->iommu, &holder, NULL));
-	iommu_device_del_holder(&holder);
+	KUNIT_EXPECT_FALSE(test, iommu_device_claim_holder(&holder));
 
 	KUNIT_EXPECT_TRUE(test, unregister_waits(t));
 	iommu_device_put(&t->iommu);
@@ -210,6 +217,25 @@ static void test_get_after_unregister(struct kunit *test)
 	iommu_device_unregister(&t->iommu);
 	KUNIT_EXPECT_PTR_EQ(test, ERR_PTR(-ENODEV),
 			    iommu_device_get(&t->pdev->dev));
+}
+
+/*
+ * A device that the driver still takes for one of the instance, which it is asked
+ * about since the firmware node leads to the driver by another instance.
+ */
+static void test_probe_after_unregister(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct iommu_device other = {};
+
+	test_unplug(t);
+	iommu_device_unregister(&t->iommu);
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_register(&other, &test_ops,
+						       t->hwdev));
+	KUNIT_EXPECT_EQ(test, -ENODEV, test_plug(t));
+	KUNIT_EXPECT_PTR_EQ(test, ERR_PTR(-ENODEV),
+			    iommu_device_get(&t->pdev->dev));
+	iommu_device_unregister(&other);
 }
 
 static void test_unregister_unregistered(struct kunit *test)
@@ -240,14 +266,15 @@ struct test_holder {
 	struct completion go;
 };
 
-static void test_revoke(struct iommu_device_holder *holder)
+static bool test_revoke(struct iommu_device_holder *holder)
 {
 	struct test_holder *h = container_of(holder, struct test_holder,
 					     holder);
 
 	/* Twice would be seen in the count */
 	h->revoked = ++*h->count;
-	iommu_device_put(&h->t->iommu);
+	iommu_device_put_holder(holder);
+	return true;
 }
 
 static const struct iommu_device_holder_ops test_holder_ops = {
@@ -255,19 +282,37 @@ static const struct iommu_device_holder_ops test_holder_ops = {
 	.revoke = test_revoke,
 };
 
-static void test_revoke_slowly(struct iommu_device_holder *holder)
+static const struct iommu_device_holder_ops test_movable_holder_ops = {
+	.name = "movable test holder",
+	.movable = true,
+	.revoke = test_revoke,
+};
+
+static bool test_revoke_slowly(struct iommu_device_holder *holder)
 {
 	struct test_holder *h = container_of(holder, struct test_holder,
 					     holder);
 
 	complete(&h->begun);
 	wait_for_completion(&h->go);
-	test_revoke(holder);
+	return test_revoke(holder);
 }
 
 static const struct iommu_device_holder_ops test_slow_holder_ops = {
 	.name = "slow test holder",
 	.revoke = test_revoke_slowly,
+};
+
+/* As if the owner had begun to let go */
+static bool test_revoke_not(struct iommu_device_holder *holder)
+{
+	complete(&container_of(holder, struct test_holder, holder)->begun);
+	return false;
+}
+
+static const struct iommu_device_holder_ops test_unwilling_holder_ops = {
+	.name = "unwilling test holder",
+	.revoke = test_revoke_not,
 };
 
 static struct test_holder *test_hold(struct kunit *test, unsigned int *count,
@@ -288,6 +333,12 @@ static struct test_holder *test_hold(struct kunit *test, unsigned int *count,
 	return h;
 }
 
+static void test_let_go(struct kunit *test, struct test_holder *h)
+{
+	KUNIT_EXPECT_TRUE(test, iommu_device_claim_holder(&h->holder));
+	iommu_device_put_holder(&h->holder);
+}
+
 static void test_revoke_newest_first(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -299,8 +350,7 @@ static void test_revoke_newest_first(struct kunit *test)
 		h[i] = test_hold(test, &count, &test_holder_ops);
 
 	/* One that lets go by itself is not revoked */
-	iommu_device_del_holder(&h[1]->holder);
-	iommu_device_put(&t->iommu);
+	test_let_go(test, h[1]);
 
 	iommu_device_unregister(&t->iommu);
 	KUNIT_EXPECT_EQ(test, 3, count);
@@ -310,22 +360,108 @@ static void test_revoke_newest_first(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 3, h[0]->revoked);
 
 	/* Not waiting for anything, and harmless */
-	iommu_device_del_holder(&h[0]->holder);
+	KUNIT_EXPECT_FALSE(test, iommu_device_claim_holder(&h[0]->holder));
 	KUNIT_EXPECT_EQ(test, 3, count);
 }
 
-static int del_thread(void *arg)
+/* What a holder was built on is not revoked while that one is letting go */
+static void test_claimed(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct test_holder *low, *high;
+	unsigned int count = 0;
+
+	low = test_hold(test, &count, &test_holder_ops);
+	high = test_hold(test, &count, &test_holder_ops);
+	KUNIT_EXPECT_TRUE(test, iommu_device_claim_holder(&high->holder));
+	unregister_start(test);
+	KUNIT_EXPECT_TRUE(test, unregister_waits(t));
+	KUNIT_EXPECT_EQ(test, 0, count);
+	iommu_device_put_holder(&high->holder);
+	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
+	KUNIT_EXPECT_EQ(test, 1, low->revoked);
+	KUNIT_EXPECT_EQ(test, 0, high->revoked);
+}
+
+/* The same for one that is found by the revocation before it is claimed */
+static void test_claimed_late(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct test_holder *low, *high;
+	unsigned int count = 0;
+
+	low = test_hold(test, &count, &test_holder_ops);
+	high = test_hold(test, &count, &test_unwilling_holder_ops);
+	unregister_start(test);
+	wait_for_completion(&high->begun);
+	KUNIT_EXPECT_TRUE(test, unregister_waits(t));
+	KUNIT_EXPECT_EQ(test, 0, count);
+	test_let_go(test, high);
+	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
+	KUNIT_EXPECT_EQ(test, 1, low->revoked);
+}
+
+/* To another instance, below what is there, and in the order that they had */
+static void test_movable(struct kunit *test)
+{
+	const struct iommu_device_holder_ops *movable = &test_movable_holder_ops;
+	const struct iommu_ops other_ops = test_ops;
+	struct test_holder *low, *high, *fixed, *top;
+	struct iommu_device other = {}, alien = {};
+	struct test_iommu *t = test->priv;
+	unsigned int count = 0;
+
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_register(&alien, &other_ops,
+						       t->hwdev));
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_register(&other, &test_ops,
+						       t->hwdev));
+	low = test_hold(test, &count, movable);
+	high = test_hold(test, &count, movable);
+	test_let_go(test, high);
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_stack_holder(&low->holder,
+							   &high->holder,
+							   movable));
+	KUNIT_EXPECT_EQ(test, 2, t->iommu.users);
+	fixed = test_hold(test, &count, &test_holder_ops);
+	top = test_hold(test, &count, &test_holder_ops);
+	test_let_go(test, top);
+	KUNIT_EXPECT_TRUE(test, iommu_device_tryget(&other));
+	KUNIT_ASSERT_EQ(test, 0,
+			iommu_device_add_holder(&other, &top->holder,
+						&test_holder_ops));
+
+	iommu_device_unregister(&t->iommu);
+	KUNIT_EXPECT_EQ(test, 1, count);
+	KUNIT_EXPECT_EQ(test, 1, fixed->revoked);
+	KUNIT_EXPECT_PTR_EQ(test, &other, low->holder.iommu);
+	KUNIT_EXPECT_PTR_EQ(test, &other, high->holder.iommu);
+	KUNIT_EXPECT_EQ(test, 0, t->iommu.users);
+	KUNIT_EXPECT_EQ(test, 3, other.users);
+
+	/* There is none left but that of another driver */
+	iommu_device_unregister(&other);
+	KUNIT_EXPECT_EQ(test, 2, top->revoked);
+	KUNIT_EXPECT_EQ(test, 3, high->revoked);
+	KUNIT_EXPECT_EQ(test, 4, low->revoked);
+	KUNIT_EXPECT_EQ(test, 0, other.users);
+	KUNIT_EXPECT_EQ(test, -ENODEV,
+			iommu_device_stack_holder(&low->holder, &high->holder,
+						  movable));
+	iommu_device_unregister(&alien);
+}
+
+static int claim_thread(void *arg)
 {
 	struct test_holder *h = arg;
 
-	iommu_device_del_holder(&h->holder);
+	WARN_ON(iommu_device_claim_holder(&h->holder));
 	/* It is ours now, so nobody may be looking at it */
 	memset(&h->holder, 0xa5, sizeof(h->holder));
 	complete(&h->begun);
 	return 0;
 }
 
-static void test_del_during_revoke(struct kunit *test)
+static void test_claim_during_revoke(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
 	unsigned int count = 0;
@@ -337,7 +473,7 @@ static void test_del_during_revoke(struct kunit *test)
 	wait_for_completion(&h->begun);
 	KUNIT_EXPECT_TRUE(test, unregister_waits(t));
 
-	thread = kthread_run(del_thread, h, "del_holder");
+	thread = kthread_run(claim_thread, h, "claim_holder");
 	KUNIT_ASSERT_FALSE(test, IS_ERR(thread));
 	msleep(20);
 	KUNIT_EXPECT_FALSE(test, completion_done(&h->begun));
@@ -406,9 +542,13 @@ static struct kunit_case iommu_device_test_cases[] = {
 	KUNIT_CASE(test_get_put),
 	KUNIT_CASE(test_unregister_waits),
 	KUNIT_CASE(test_get_after_unregister),
+	KUNIT_CASE(test_probe_after_unregister),
 	KUNIT_CASE(test_unregister_unregistered),
 	KUNIT_CASE(test_revoke_newest_first),
-	KUNIT_CASE(test_del_during_revoke),
+	KUNIT_CASE(test_movable),
+	KUNIT_CASE(test_claimed),
+	KUNIT_CASE(test_claimed_late),
+	KUNIT_CASE(test_claim_during_revoke),
 	KUNIT_CASE(test_hang_is_reported),
 	{}
 };

@@ -4,7 +4,7 @@
  * IOMMU by a device behind it, but the vIOMMU holds the physical IOMMU itself:
  *
  *    vIOMMU --users----------> nesting parent HWPT
- *    vIOMMU --iommu_device_get()--> struct iommu_device --> driver's module
+ *    vIOMMU --iommu_device_tryget()--> struct iommu_device --> driver's module
  *
  * and nothing of the device, which may be unplugged while the vIOMMU stays.
  *
@@ -28,7 +28,7 @@ static void iommufd_viommu_release(struct iommufd_viommu *viommu)
 		viommu->ops->destroy(viommu);
 	refcount_dec(&viommu->hwpt->common.obj.users);
 	/* The driver, its ops included, may be gone from here on */
-	iommu_device_put(viommu->iommu_dev);
+	iommu_device_put_holder(&viommu->holder);
 }
 
 /*
@@ -39,15 +39,17 @@ static void iommufd_viommu_release(struct iommufd_viommu *viommu)
  *  - an allocation that has not published the vIOMMU yet goes on and publishes
  *    what is left of it, for it does not need the driver any more;
  *  - a destroy that has begun releases the vIOMMU by itself, so there is nothing
- *    to do, and one that has not waits in iommu_device_del_holder().
+ *    to do, and one that has not waits in iommu_device_claim_holder().
  */
-static void iommufd_viommu_revoke(struct iommu_device_holder *holder)
+static bool iommufd_viommu_revoke(struct iommu_device_holder *holder)
 {
 	struct iommufd_viommu *viommu =
 		container_of(holder, struct iommufd_viommu, holder);
 
-	if (iommufd_object_revoke(viommu->ictx, &viommu->obj))
-		iommufd_viommu_release(viommu);
+	if (!iommufd_object_revoke(viommu->ictx, &viommu->obj))
+		return false;
+	iommufd_viommu_release(viommu);
+	return true;
 }
 
 static const struct iommu_device_holder_ops iommufd_viommu_holder_ops = {
@@ -60,8 +62,7 @@ void iommufd_viommu_destroy(struct iommufd_object *obj)
 	struct iommufd_viommu *viommu =
 		container_of(obj, struct iommufd_viommu, obj);
 
-	iommu_device_del_holder(&viommu->holder);
-	if (!obj->revoked)
+	if (iommu_device_claim_holder(&viommu->holder))
 		iommufd_viommu_release(viommu);
 }
 
@@ -77,9 +78,15 @@ iommufd_viommu_alloc(struct iommufd_ctx *ictx, struct iommu_device *iommu_dev,
 	struct iommufd_object *obj;
 	int rc;
 
-	/* A parent that another driver made is not what viommu_init() expects */
+	/*
+	 * A parent that another driver made is not what viommu_init() expects. One
+	 * that goes away with another instance could go before this.
+	 */
 	if (!hwpt_paging->nest_parent ||
 	    hwpt_paging->common.domain->owner != ops)
+		return ERR_PTR(-EINVAL);
+	if (!iommufd_hwpt_is_shared(&hwpt_paging->common) &&
+	    hwpt_paging->common.holder.iommu != iommu_dev)
 		return ERR_PTR(-EINVAL);
 
 	obj = _iommufd_object_alloc(ictx, size, IOMMUFD_OBJ_VIOMMU);
@@ -185,9 +192,9 @@ int iommufd_viommu_alloc_ioctl(struct iommufd_ucmd *ucmd)
 		goto out_free_data;
 	}
 
-	iommu_dev = iommu_device_get(idev->dev);
-	if (IS_ERR(iommu_dev)) {
-		rc = PTR_ERR(iommu_dev);
+	iommu_dev = idev->iommu_dev;
+	if (!iommu_device_tryget(iommu_dev)) {
+		rc = -ENODEV;
 		iommufd_put_object(ucmd->ictx, &idev->obj);
 		goto out_free_data;
 	}

@@ -18,20 +18,12 @@
  *  L12  what fails leaves nothing behind
  */
 #define _GNU_SOURCE
-#include <fcntl.h>
-#include <poll.h>
-#include <pthread.h>
 #include <signal.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
-#include <linux/userfaultfd.h>
 
 #define __EXPORTED_HEADERS__
-#include "iommufd_utils.h"
+#include "iommufd_race.h"
 
 static __attribute__((constructor)) void setup_sizes(void)
 {
@@ -42,102 +34,11 @@ static __attribute__((constructor)) void setup_sizes(void)
 	assert(buffer != MAP_FAILED);
 }
 
-/* What a VMM has: a file, a device behind the IOMMU, a nesting parent */
-struct vm {
-	int fd;
-	uint32_t ioas_id;
-	uint32_t stdev_id;
-	uint32_t device_id;
-	uint32_t parent_id;
-};
-
-static int vm_plug(struct vm *vm, uint32_t iommu_id)
-{
-	return _test_cmd_mock_domain_iommu(vm->fd, vm->ioas_id, iommu_id,
-					   &vm->stdev_id, &vm->device_id);
-}
-
-static int vm_unplug(struct vm *vm)
-{
-	return _test_ioctl_destroy(vm->fd, vm->stdev_id);
-}
-
-static int vm_open(struct vm *vm, uint32_t iommu_id)
-{
-	vm->fd = open("/dev/iommu", O_RDWR);
-	if (vm->fd < 0)
-		return -1;
-	if (_test_ioctl_ioas_alloc(vm->fd, &vm->ioas_id) ||
-	    vm_plug(vm, iommu_id))
-		return -1;
-	return _test_cmd_hwpt_alloc(vm->fd, vm->device_id, vm->ioas_id, 0,
-				    IOMMU_HWPT_ALLOC_NEST_PARENT,
-				    &vm->parent_id, IOMMU_HWPT_DATA_NONE, NULL,
-				    0);
-}
-
 static int vm_viommu(struct vm *vm, uint32_t *viommu_id)
 {
 	return _test_cmd_viommu_alloc(vm->fd, vm->device_id, vm->parent_id, 0,
 				      IOMMU_VIOMMU_TYPE_SELFTEST, NULL, 0,
 				      viommu_id);
-}
-
-/* A call in a thread of its own */
-struct call {
-	int (*fn)(int fd, uint32_t id, struct call *call);
-	int fd;
-	uint32_t id;
-	struct vm *vm;
-	void *arg;
-
-	pthread_t thread;
-	uint32_t out_id;
-	int err;
-	int done;
-};
-
-static void *call_thread(void *arg)
-{
-	struct call *call = arg;
-
-	errno = 0;
-	call->err = call->fn(call->fd, call->id, call) ? -errno : 0;
-	__atomic_store_n(&call->done, 1, __ATOMIC_RELEASE);
-	return NULL;
-}
-
-static void call_start(struct call *call)
-{
-	call->done = 0;
-	assert(!pthread_create(&call->thread, NULL, call_thread, call));
-}
-
-static int call_is_done(struct call *call)
-{
-	return __atomic_load_n(&call->done, __ATOMIC_ACQUIRE);
-}
-
-/* What the call gave, 0 or -errno, or -ETIMEDOUT if it hangs */
-static int call_end(struct call *call)
-{
-	struct timespec limit;
-
-	clock_gettime(CLOCK_REALTIME, &limit);
-	limit.tv_sec += 10;
-	if (pthread_timedjoin_np(call->thread, NULL, &limit))
-		return -ETIMEDOUT;
-	return call->err;
-}
-
-static int call_unregister(int fd, uint32_t id, struct call *call)
-{
-	return _test_cmd_iommu_unregister(fd, id);
-}
-
-static int call_destroy(int fd, uint32_t id, struct call *call)
-{
-	return _test_ioctl_destroy(fd, id);
 }
 
 static int call_viommu(int fd, uint32_t id, struct call *call)
@@ -148,18 +49,6 @@ static int call_viommu(int fd, uint32_t id, struct call *call)
 static int call_alloc(int fd, uint32_t id, struct call *call)
 {
 	return vm_viommu(call->vm, &call->out_id);
-}
-
-static int call_close(int fd, uint32_t id, struct call *call)
-{
-	return close(fd);
-}
-
-static void sleep_ms(int ms)
-{
-	struct timespec ts = { .tv_nsec = ms * 1000000 };
-
-	nanosleep(&ts, NULL);
 }
 
 FIXTURE(iommufd_revoke)
@@ -176,15 +65,11 @@ FIXTURE(iommufd_revoke)
 
 FIXTURE_SETUP(iommufd_revoke)
 {
-	int i;
-
 	self->fd = open("/dev/iommu", O_RDWR);
 	ASSERT_NE(-1, self->fd);
-	/* In case that a test was killed */
-	for (i = 0; i != MOCK_PARK_NUM; i++)
-		ASSERT_EQ(0, _test_cmd_park(self->fd, i, MOCK_PARK_RELEASE));
+	ASSERT_EQ(0, unpark_all(self->fd));
 	self->probe.fd = -1;
-	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, &self->iommu_id));
+	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0, &self->iommu_id));
 	ASSERT_EQ(0, vm_open(&self->vm, self->iommu_id));
 	ASSERT_EQ(0, _test_cmd_viommu_stats(self->fd, &self->inits,
 					    &self->destroys, NULL));
@@ -194,10 +79,8 @@ FIXTURE_SETUP(iommufd_revoke)
 FIXTURE_TEARDOWN(iommufd_revoke)
 {
 	uint64_t inits = 0, destroys = 1;
-	int i;
 
-	for (i = 0; i != MOCK_PARK_NUM; i++)
-		EXPECT_EQ(0, _test_cmd_park(self->fd, i, MOCK_PARK_RELEASE));
+	EXPECT_EQ(0, unpark_all(self->fd));
 	if (self->vm.fd != -1)
 		EXPECT_EQ(0, close(self->vm.fd));
 	if (self->probe.fd != -1)
@@ -210,9 +93,6 @@ FIXTURE_TEARDOWN(iommufd_revoke)
 
 #define unregister() \
 	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, self->iommu_id))
-#define park(point, action) \
-	ASSERT_EQ(0, _test_cmd_park(self->fd, MOCK_PARK_##point, \
-				    MOCK_PARK_##action))
 
 /* How often driver's destroy has been called since the test began */
 #define destroys()                                                           \
@@ -270,26 +150,6 @@ static void wait_for_destroy(struct __test_metadata *_metadata, int fd,
 		sleep_ms(1);
 		ASSERT_EQ(-1, _test_cmd_viommu_call(fd, viommu_id));
 	} while (errno != ENOENT);
-}
-
-/*
- * Begun to close, which is when the number is free and open() takes it. To ask
- * for the state of the number itself would take a reference on the file, and so
- * could become the one that closes it.
- */
-static void wait_for_close(struct __test_metadata *_metadata, int fd)
-{
-	int tries = 0;
-	int new;
-
-	while ((new = open("/dev/null", O_RDONLY)) != fd) {
-		ASSERT_NE(-1, new);
-		/* A lower number is kept, so that it is not in the way again */
-		if (new > fd)
-			ASSERT_EQ(0, close(new));
-		ASSERT_GT(10000, tries++);
-		sleep_ms(1);
-	}
 }
 
 /* L6, L7, and the parent is not in use any more */
@@ -367,7 +227,7 @@ TEST_F_TIMEOUT(iommufd_revoke, L3_unregister_many, 120)
 
 	for (i = 0; i != ARRAY_SIZE(numbers); i++) {
 		for (files = 1; files <= 3; files += 2) {
-			ASSERT_EQ(0, _test_cmd_iommu_register(self->fd,
+			ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0,
 							      &iommu_id));
 			for (n = 0; n != files; n++)
 				ASSERT_EQ(0, vm_open(&vm[n], iommu_id));
@@ -684,41 +544,6 @@ TEST_F(iommufd_revoke, L4_stopped_process)
 	EXPECT_TRUE(WIFEXITED(status) && !WEXITSTATUS(status));
 }
 
-/* L4: a page that user space serves, or does not */
-static int uffd_open(void *page, uint64_t mode)
-{
-	struct uffdio_api api = { .api = UFFD_API };
-	struct uffdio_register reg = {
-		.range = { (uintptr_t)page, PAGE_SIZE },
-		.mode = mode,
-	};
-	struct uffdio_writeprotect wp = {
-		.range = reg.range,
-		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
-	};
-	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
-
-	if (uffd == -1)
-		return -1;
-	if (ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &reg))
-		return -1;
-	if (mode == UFFDIO_REGISTER_MODE_WP &&
-	    ioctl(uffd, UFFDIO_WRITEPROTECT, &wp))
-		return -1;
-	return uffd;
-}
-
-/* Until a thread waits for the page */
-static int uffd_wait(int uffd)
-{
-	struct pollfd pollfd = { .fd = uffd, .events = POLLIN };
-	struct uffd_msg msg;
-
-	if (poll(&pollfd, 1, 10000) != 1)
-		return -1;
-	return read(uffd, &msg, sizeof(msg)) == sizeof(msg) ? 0 : -1;
-}
-
 static int call_alloc_cmd(int fd, uint32_t id, struct call *call)
 {
 	return ioctl(fd, IOMMU_VIOMMU_ALLOC, call->arg);
@@ -777,9 +602,6 @@ static int stalled_writing(struct __test_metadata *_metadata,
 		.fd = self->vm.fd,
 		.arg = cmd,
 	};
-	struct uffdio_writeprotect wp = {
-		.range = { (uintptr_t)buffer, PAGE_SIZE },
-	};
 	int uffd = uffd_open(buffer, UFFDIO_REGISTER_MODE_WP);
 
 	if (uffd == -1)
@@ -792,14 +614,12 @@ static int stalled_writing(struct __test_metadata *_metadata,
 	EXPECT_EQ(0, call_is_done(&alloc));
 	if (!writable)
 		ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
-	ASSERT_EQ(0, ioctl(uffd, UFFDIO_WRITEPROTECT, &wp));
+	ASSERT_EQ(0, uffd_unprotect(uffd, buffer));
 	EXPECT_EQ(result, call_end(&alloc));
 	EXPECT_EQ(1, destroys());
 	ASSERT_EQ(0, close(uffd));
 	return 0;
 }
-
-#define NEEDS_UFFD "needs userfaultfd with write protection"
 
 TEST_F(iommufd_revoke, L4_alloc_stalled_writing_data)
 {
@@ -861,7 +681,7 @@ TEST_F_TIMEOUT(iommufd_revoke, L5_alloc_races_unregister, 120)
 	struct vm vm[2];
 
 	for (i = 0; i != 30; i++) {
-		ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, &iommu_id));
+		ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0, &iommu_id));
 		for (n = 0; n != 2; n++) {
 			ASSERT_EQ(0, vm_open(&vm[n], iommu_id));
 			count[n] = 0;
@@ -909,7 +729,7 @@ TEST_F_TIMEOUT(iommufd_revoke, L5_two_unregister, 120)
 
 	for (i = 0; i != 30; i++) {
 		for (n = 0; n != 2; n++) {
-			ASSERT_EQ(0, _test_cmd_iommu_register(self->fd,
+			ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0,
 							      &iommu_id[n]));
 			ASSERT_EQ(0, vm_open(&vm[n], iommu_id[n]));
 			count[n] = 0;
@@ -946,7 +766,7 @@ TEST_F_TIMEOUT(iommufd_revoke, L7_unplug_destroy_close_race_unregister, 120)
 	unsigned int i;
 
 	for (i = 0; i != 100; i++) {
-		ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, &iommu_id));
+		ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0, &iommu_id));
 		ASSERT_EQ(0, vm_open(&vm[0], iommu_id));
 		ASSERT_EQ(0, vm_viommu(&vm[0], &viommu_id[0]));
 		ASSERT_EQ(0, vm_viommu(&vm[0], &viommu_id[1]));
@@ -977,44 +797,6 @@ TEST_F_TIMEOUT(iommufd_revoke, L7_unplug_destroy_close_race_unregister, 120)
 	ASSERT_EQ(0, vm_unplug(&self->vm));
 }
 
-/*
- * An IOMMU driver in a module of its own, which is found where the kernel was
- * installed or in the current directory.
- */
-#define TEST_DRIVER "iommufd_test_driver"
-
-static int module_load(void)
-{
-	int fd, ret;
-
-	if (!system("modprobe -q " TEST_DRIVER " 2>/dev/null"))
-		return 0;
-	fd = open(TEST_DRIVER ".ko", O_RDONLY | O_CLOEXEC);
-	if (fd == -1)
-		return -1;
-	ret = syscall(__NR_finit_module, fd, "", 0);
-	close(fd);
-	return ret;
-}
-
-/* EWOULDBLOCK is what rmmod reports as "in use" */
-static int module_unload(void)
-{
-	return syscall(__NR_delete_module, TEST_DRIVER, O_NONBLOCK);
-}
-
-static int write_file(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY);
-	int ret;
-
-	if (fd == -1)
-		return -1;
-	ret = write(fd, text, strlen(text)) == strlen(text) ? 0 : -1;
-	close(fd);
-	return ret;
-}
-
 static int viommu_on(int fd, uint32_t device_id, uint32_t parent_id,
 		     uint32_t *viommu_id)
 {
@@ -1026,42 +808,31 @@ static int viommu_on(int fd, uint32_t device_id, uint32_t parent_id,
 /* L8: the module stays as long as there is a vIOMMU, with the device or not */
 TEST(L8_module_in_use)
 {
-	static const char unsafe[] =
-		"/sys/module/iommufd/parameters/allow_unsafe_interrupts";
-	struct iommufd_test_driver_bind bind;
-	uint32_t ioas_id, parent_id, viommu_id, id;
-	int i, dev_fd, fd;
+	uint32_t ioas_id, device_id, parent_id, viommu_id, id;
+	int i, dev_fd;
 	struct vm vm;
 
 	if (module_load())
 		SKIP(return, "needs the module " TEST_DRIVER);
-	fd = open("/dev/iommu", O_RDWR);
-	ASSERT_NE(-1, fd);
 
 	for (i = 0; i != 3; i++) {
 		ASSERT_EQ(0, vm_open(&vm, 0));
-		dev_fd = open("/dev/" TEST_DRIVER, O_RDWR);
+		dev_fd = module_bind(vm.fd, &device_id);
 		ASSERT_NE(-1, dev_fd);
-		bind.iommufd = vm.fd;
-		/* There is no interrupt that could be isolated */
-		ASSERT_EQ(0, write_file(unsafe, "Y"));
-		EXPECT_EQ(0, ioctl(dev_fd, IOMMUFD_TEST_DRIVER_BIND, &bind));
-		ASSERT_EQ(0, write_file(unsafe, "N"));
 		ASSERT_EQ(0, _test_ioctl_ioas_alloc(vm.fd, &ioas_id));
-		ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, bind.out_dev_id,
-						  ioas_id, 0,
+		ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, device_id, ioas_id, 0,
 						  IOMMU_HWPT_ALLOC_NEST_PARENT,
 						  &parent_id,
 						  IOMMU_HWPT_DATA_NONE, NULL,
 						  0));
 
 		/* A parent that another driver has made is refused */
-		EXPECT_ERRNO(EINVAL, viommu_on(vm.fd, bind.out_dev_id,
-					       vm.parent_id, &id));
-		EXPECT_ERRNO(EINVAL, viommu_on(vm.fd, vm.device_id, parent_id,
-					       &id));
+		EXPECT_ERRNO(EINVAL,
+			     viommu_on(vm.fd, device_id, vm.parent_id, &id));
+		EXPECT_ERRNO(EINVAL,
+			     viommu_on(vm.fd, vm.device_id, parent_id, &id));
 
-		ASSERT_EQ(0, viommu_on(vm.fd, bind.out_dev_id, parent_id,
+		ASSERT_EQ(0, viommu_on(vm.fd, device_id, parent_id,
 				       &viommu_id));
 
 		/* Unbound and unplugged, nothing of the device is left */
@@ -1074,9 +845,9 @@ TEST(L8_module_in_use)
 		ASSERT_EQ(0, close(dev_fd));
 		EXPECT_ERRNO(EWOULDBLOCK, module_unload());
 
-		/* A HWPT does not keep the module, so it goes first */
 		EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(vm.fd, parent_id));
 		ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, viommu_id));
+		EXPECT_ERRNO(EWOULDBLOCK, module_unload());
 		ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, parent_id));
 
 		ASSERT_EQ(0, module_unload());
@@ -1084,7 +855,6 @@ TEST(L8_module_in_use)
 		ASSERT_EQ(0, module_load());
 	}
 	ASSERT_EQ(0, module_unload());
-	ASSERT_EQ(0, close(fd));
 }
 
 TEST_HARNESS_MAIN

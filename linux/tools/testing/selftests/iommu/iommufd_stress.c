@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Threads of several processes do at random all that can be done with vIOMMUs,
- * the devices and the physical IOMMUs under them: plug, unplug, allocate, call,
- * destroy, open, close, register, unregister, and be stopped and killed while at
- * it. Every call must end, with success or with an error that fits, and at the
+ * HWPTs, and the devices and the physical IOMMUs under them: plug, unplug,
+ * allocate, attach, map, send and answer page requests, call, destroy, open,
+ * close, register, unregister, and be stopped and killed while at it. Every call must end, with success or with an error that fits, and at the
  * end everything must be as in the beginning. What else may go wrong the kernel
  * tells.
  *
@@ -28,12 +28,20 @@
 #define NUM_IOMMUS 3
 #define NUM_VMS 4
 #define NUM_VIOMMUS 6
+#define NUM_HWPTS 4
 
 enum op {
 	OP_OPEN,
 	OP_CLOSE,
 	OP_PLUG,
 	OP_UNPLUG,
+	OP_PLUG_ONLY,
+	OP_HWPT,
+	OP_ATTACH,
+	OP_MAP,
+	OP_UNMAP,
+	OP_IOPF,
+	OP_ANSWER,
 	OP_ALLOC,
 	OP_DESTROY,
 	OP_CALL,
@@ -49,15 +57,23 @@ static const struct {
 	/* Of 1000 */
 	unsigned int chance;
 	/* Beside those of a file or an object that another thread has ended */
-	int errors[3];
+	int errors[4];
 } ops[OP_NUM] = {
-	[OP_OPEN] = { "open", 40, { ENOENT } },
+	/* EPERM: another file has the group */
+	[OP_OPEN] = { "open", 40, { ENODEV, EPERM } },
 	[OP_CLOSE] = { "close", 20, {} },
-	[OP_PLUG] = { "plug", 60, { ENODEV } },
-	[OP_UNPLUG] = { "unplug", 40, { EBUSY } },
-	[OP_ALLOC] = { "alloc", 300, { ENODEV, EINVAL } },
-	[OP_DESTROY] = { "destroy", 200, { EBUSY } },
-	[OP_CALL] = { "call", 300, { ENODEV } },
+	[OP_PLUG] = { "plug", 50, { ENODEV, EPERM, EINVAL } },
+	[OP_UNPLUG] = { "unplug", 50, { EBUSY } },
+	[OP_PLUG_ONLY] = { "plug only", 20, {} },
+	[OP_HWPT] = { "hwpt", 150, { ENODEV, EINVAL } },
+	[OP_ATTACH] = { "attach", 150, { ENODEV, EINVAL } },
+	[OP_MAP] = { "map", 40, { EEXIST } },
+	[OP_UNMAP] = { "unmap", 40, { EBUSY } },
+	[OP_IOPF] = { "iopf", 60, { ENODEV } },
+	[OP_ANSWER] = { "answer", 40, { EINVAL } },
+	[OP_ALLOC] = { "alloc", 120, { ENODEV, EINVAL } },
+	[OP_DESTROY] = { "destroy", 100, { EBUSY } },
+	[OP_CALL] = { "call", 80, { ENODEV } },
 	[OP_REGISTER] = { "register", 20, {} },
 	[OP_UNREGISTER] = { "unregister", 20, {} },
 	/* These two are for the parent of the processes */
@@ -73,6 +89,8 @@ struct shared {
 	/* The two sides of the races with unregister that an ioctl can lose */
 	uint64_t alloc_late;
 	uint64_t revoked;
+	uint64_t device_revoked;
+	uint64_t hwpt_revoked;
 	uint32_t stop;
 	uint32_t bad_op;
 	int bad_errno;
@@ -84,8 +102,17 @@ struct vm {
 	uint32_t parent_id;
 	uint32_t stdev_id;
 	uint32_t device_id;
+	uint32_t fault_id;
+	uint32_t fault_fd;
 	uint32_t viommu_id[NUM_VIOMMUS];
+	uint32_t hwpt_id[NUM_HWPTS];
 };
+
+/*
+ * Either groups of several devices or page requests, as the seed says: iommufd
+ * enables page requests on one device of a group and disables them on another.
+ */
+static bool with_groups;
 
 static struct shared *shared;
 static struct vm vms[NUM_VMS];
@@ -103,6 +130,15 @@ static unsigned int rnd(uint64_t *state, unsigned int limit)
 #define set(var, value) __atomic_store_n(&(var), value, __ATOMIC_RELAXED)
 #define count(var) __atomic_add_fetch(&(var), 1, __ATOMIC_RELAXED)
 
+static uint32_t rnd_flags(uint64_t *state)
+{
+	if (rnd(state, 2))
+		return 0;
+	if (with_groups && rnd(state, 2))
+		return MOCK_IOMMU_ONE_GROUP;
+	return MOCK_IOMMU_SHARED_DOMAINS;
+}
+
 static int do_open(struct vm *vm, uint32_t iommu_id)
 {
 	struct vm new = {};
@@ -111,33 +147,117 @@ static int do_open(struct vm *vm, uint32_t iommu_id)
 	if (new.fd < 0)
 		return -1;
 	if (_test_ioctl_ioas_alloc(new.fd, &new.ioas_id) ||
-	    _test_cmd_mock_domain_iommu(new.fd, new.ioas_id, iommu_id,
-					&new.stdev_id, &new.device_id) ||
+	    _test_ioctl_fault_alloc(new.fd, &new.fault_id, &new.fault_fd))
+		goto err_close;
+	if (_test_cmd_mock_domain_iommu(new.fd, new.ioas_id, iommu_id, 0,
+					&new.stdev_id, NULL, &new.device_id) ||
 	    _test_cmd_hwpt_alloc(new.fd, new.device_id, new.ioas_id, 0,
 				 IOMMU_HWPT_ALLOC_NEST_PARENT, &new.parent_id,
 				 IOMMU_HWPT_DATA_NONE, NULL, 0)) {
 		int err = errno;
 
-		close(new.fd);
+		close(new.fault_fd);
 		errno = err;
-		return -1;
+		goto err_close;
 	}
 	set(vm->ioas_id, new.ioas_id);
 	set(vm->parent_id, new.parent_id);
 	set(vm->stdev_id, new.stdev_id);
 	set(vm->device_id, new.device_id);
+	set(vm->fault_id, new.fault_id);
 	/* Another thread may have opened one at the same time */
+	new.fault_fd = __atomic_exchange_n(&vm->fault_fd, new.fault_fd,
+					   __ATOMIC_RELAXED);
 	new.fd = __atomic_exchange_n(&vm->fd, new.fd, __ATOMIC_RELAXED);
-	if (new.fd >= 0)
+	if (new.fd >= 0) {
+		close(new.fault_fd);
 		close(new.fd);
+	}
 	return 0;
+
+err_close:
+	{
+		int err = errno;
+
+		close(new.fd);
+		errno = err;
+	}
+	return -1;
+}
+
+static int do_hwpt(struct vm *vm, uint32_t *hwpt, uint64_t *state)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+	uint32_t pt_id = get(vm->ioas_id), fault_id = 0, flags = 0, id;
+	int ret;
+
+	switch (rnd(state, 4)) {
+	case 0:
+		flags = IOMMU_HWPT_ALLOC_NEST_PARENT;
+		break;
+	case 1:
+		flags = IOMMU_HWPT_ALLOC_DIRTY_TRACKING;
+		break;
+	case 2:
+		if (!with_groups) {
+			flags = IOMMU_HWPT_FAULT_ID_VALID;
+			fault_id = get(vm->fault_id);
+		}
+		/* fall through */
+	default:
+		pt_id = get(vm->parent_id);
+		ret = _test_cmd_hwpt_alloc(get(vm->fd), get(vm->device_id),
+					   pt_id, fault_id, flags, &id,
+					   IOMMU_HWPT_DATA_SELFTEST, &data,
+					   sizeof(data));
+		goto out;
+	}
+	ret = _test_cmd_hwpt_alloc(get(vm->fd), get(vm->device_id), pt_id, 0,
+				   flags, &id, IOMMU_HWPT_DATA_NONE, NULL, 0);
+out:
+	if (!ret)
+		set(*hwpt, id);
+	return ret;
+}
+
+static int do_iopf(struct vm *vm, uint64_t *state)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_TRIGGER_IOPF,
+		.trigger_iopf = {
+			.dev_id = get(vm->device_id),
+			.pasid = 1,
+			.grpid = rnd(state, 1000),
+			.perm = IOMMU_PGFAULT_PERM_READ,
+		},
+	};
+
+	return ioctl(get(vm->fd), IOMMU_TEST_CMD, &cmd);
+}
+
+static int do_answer(struct vm *vm)
+{
+	struct iommu_hwpt_page_response response = {
+		.code = IOMMUFD_PAGE_RESP_SUCCESS,
+	};
+	struct iommu_hwpt_pgfault fault;
+	int fd = get(vm->fault_fd);
+
+	if (fd <= 0 || read(fd, &fault, sizeof(fault)) != sizeof(fault))
+		return 0;
+	response.cookie = fault.cookie;
+	return write(fd, &response, sizeof(response)) == sizeof(response) ?
+		       0 : -1;
 }
 
 static int do_op(enum op op, uint64_t *state)
 {
 	struct vm *vm = &vms[rnd(state, NUM_VMS)];
 	uint32_t *viommu = &vm->viommu_id[rnd(state, NUM_VIOMMUS)];
+	uint32_t *hwpt = &vm->hwpt_id[rnd(state, NUM_HWPTS)];
 	uint32_t *iommu = &shared->iommu_id[rnd(state, NUM_IOMMUS)];
+	__u64 iova = MOCK_APERTURE_START + BUFFER_SIZE * rnd(state, 4);
 	uint32_t id, id2;
 	int fd, ret;
 
@@ -146,18 +266,66 @@ static int do_op(enum op op, uint64_t *state)
 		return do_open(vm, get(*iommu));
 	case OP_CLOSE:
 		fd = __atomic_exchange_n(&vm->fd, -1, __ATOMIC_RELAXED);
-		return fd < 0 ? 0 : close(fd);
+		if (fd < 0)
+			return 0;
+		/* Which one goes first makes a difference */
+		id = __atomic_exchange_n(&vm->fault_fd, 0, __ATOMIC_RELAXED);
+		if (rnd(state, 2)) {
+			if (id)
+				close(id);
+			return close(fd);
+		}
+		ret = close(fd);
+		if (id)
+			close(id);
+		return ret;
 	case OP_PLUG:
 		ret = _test_cmd_mock_domain_iommu(get(vm->fd),
 						  get(vm->ioas_id), get(*iommu),
-						  &id, &id2);
+						  0, &id, NULL, &id2);
 		if (!ret) {
 			set(vm->stdev_id, id);
 			set(vm->device_id, id2);
 		}
 		return ret;
+	case OP_PLUG_ONLY:
+		fd = get(vm->fd);
+		ret = _test_cmd_mock_domain_iommu(fd, 0, get(*iommu),
+						  MOCK_FLAGS_DEVICE_PLUG_ONLY,
+						  &id, NULL, NULL);
+		if (!ret)
+			_test_ioctl_destroy(fd, id);
+		return ret;
 	case OP_UNPLUG:
 		return _test_ioctl_destroy(get(vm->fd), get(vm->stdev_id));
+	case OP_HWPT:
+		return do_hwpt(vm, hwpt, state);
+	case OP_ATTACH:
+		id = rnd(state, 4) ? get(*hwpt) :
+		     rnd(state, 2) ? get(vm->parent_id) :
+				     get(vm->ioas_id);
+		ret = _test_cmd_mock_domain_replace(get(vm->fd),
+						    get(vm->stdev_id), id,
+						    NULL);
+		if (ret && errno == ENODEV)
+			count(shared->hwpt_revoked);
+		return ret;
+	case OP_MAP:
+		return _test_ioctl_ioas_map(get(vm->fd), get(vm->ioas_id),
+					    buffer, BUFFER_SIZE, &iova,
+					    IOMMU_IOAS_MAP_FIXED_IOVA |
+						    IOMMU_IOAS_MAP_WRITEABLE |
+						    IOMMU_IOAS_MAP_READABLE);
+	case OP_UNMAP:
+		return _test_ioctl_ioas_unmap(get(vm->fd), get(vm->ioas_id),
+					      iova, BUFFER_SIZE, NULL);
+	case OP_IOPF:
+		ret = do_iopf(vm, state);
+		if (ret && errno == ENODEV)
+			count(shared->device_revoked);
+		return ret;
+	case OP_ANSWER:
+		return do_answer(vm);
 	case OP_ALLOC:
 		ret = _test_cmd_viommu_alloc(get(vm->fd), get(vm->device_id),
 					     get(vm->parent_id), 0,
@@ -169,7 +337,9 @@ static int do_op(enum op op, uint64_t *state)
 			count(shared->alloc_late);
 		return ret;
 	case OP_DESTROY:
-		return _test_ioctl_destroy(get(vm->fd), get(*viommu));
+		return _test_ioctl_destroy(get(vm->fd), rnd(state, 2) ?
+								get(*viommu) :
+								get(*hwpt));
 	case OP_CALL:
 		ret = _test_cmd_viommu_call(get(vm->fd), get(*viommu));
 		if (ret && errno == ENODEV)
@@ -177,7 +347,7 @@ static int do_op(enum op op, uint64_t *state)
 		return ret;
 	case OP_REGISTER:
 		fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
-		ret = _test_cmd_iommu_register(fd, &id);
+		ret = _test_cmd_iommu_register(fd, rnd_flags(state), &id);
 		if (!ret) {
 			id = __atomic_exchange_n(iommu, id, __ATOMIC_RELAXED);
 			if (id)
@@ -274,7 +444,7 @@ static void unregister_all(int fd)
 {
 	uint32_t last, i;
 
-	if (_test_cmd_iommu_register(fd, &last))
+	if (_test_cmd_iommu_register(fd, 0, &last))
 		ksft_exit_fail_msg("no IOMMU\n");
 	for (i = 1; i <= last; i++)
 		_test_cmd_iommu_unregister(fd, i);
@@ -291,6 +461,10 @@ int main(int argc, char *argv[])
 	int fd;
 
 	PAGE_SIZE = sysconf(_SC_PAGE_SIZE);
+	BUFFER_SIZE = PAGE_SIZE * 4;
+	buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE,
+		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	assert(buffer != MAP_FAILED);
 	ksft_print_header();
 	ksft_set_plan(3);
 	if (argc > 2)
@@ -298,9 +472,11 @@ int main(int argc, char *argv[])
 	else if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
 		ksft_exit_fail_msg("no seed\n");
 	seed &= 0xffffffff;
+	with_groups = seed & 1;
 	state = seed | 1ULL << 40;
-	ksft_print_msg("%lu seconds with seed %llu\n", seconds,
-		       (unsigned long long)seed);
+	ksft_print_msg("%lu seconds with seed %llu, so with %s\n", seconds,
+		       (unsigned long long)seed,
+		       with_groups ? "groups" : "page requests");
 
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
 		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -348,12 +524,16 @@ int main(int argc, char *argv[])
 			       strerror(shared->bad_errno));
 	ksft_test_result(!shared->bad_op, "every error fits\n");
 
-	ksft_print_msg("%llu calls met a revoked vIOMMU, %llu allocations an IOMMU that is going away\n",
+	ksft_print_msg("met what was revoked: %llu calls a vIOMMU, %llu attaches a device or HWPT, %llu page requests a device; %llu allocations an IOMMU that goes away\n",
 		       (unsigned long long)shared->revoked,
+		       (unsigned long long)shared->hwpt_revoked,
+		       (unsigned long long)shared->device_revoked,
 		       (unsigned long long)shared->alloc_late);
 	good = shared->revoked && shared->done[OP_CALL] &&
+	       shared->hwpt_revoked && shared->done[OP_ATTACH] &&
+	       shared->device_revoked && shared->done[OP_IOPF] &&
 	       shared->done[OP_UNREGISTER];
-	ksft_test_result(good, "vIOMMUs were used and revoked\n");
+	ksft_test_result(good, "all was used and revoked\n");
 
 	count_all(after);
 	if (_test_cmd_viommu_stats(fd, &inits[1], &destroys[1], &revokes[1]))

@@ -1,0 +1,1071 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A physical IOMMU goes away under devices that are plugged in, unplugged, bound
+ * and attached, and under HWPTs: in whatever order, each device is released once,
+ * nothing touches what is gone, and who still has an ID gets ENODEV for it.
+ *
+ * The order of events is forced by parking calls in the mock driver. What the
+ * kernel itself sees (a use after the free, a callback that runs twice, a count
+ * that is wrong) it tells with a WARN or a report of KASAN.
+ *
+ * The names of the tests begin with the rule that they are about, if it has a
+ * number:
+ *
+ *  L4   unregister waits for kernel code, never for user space
+ *  L8   the driver's module stays loaded as long as something is made with it
+ *  L12  what fails leaves nothing behind
+ *  L14  a HWPT is revoked with the IOMMU, and the IOAS stays as it is
+ */
+#define _GNU_SOURCE
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <linux/vfio.h>
+
+#define __EXPORTED_HEADERS__
+#include "iommufd_race.h"
+
+static __attribute__((constructor)) void setup_sizes(void)
+{
+	PAGE_SIZE = sysconf(_SC_PAGE_SIZE);
+	BUFFER_SIZE = PAGE_SIZE * 16;
+	buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE,
+		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	assert(buffer != MAP_FAILED);
+}
+
+/* Plugged in, but not bound to anything */
+static int plug_only(int fd, uint32_t iommu_id, uint32_t *stdev_id)
+{
+	return _test_cmd_mock_domain_iommu(fd, 0, iommu_id,
+					   MOCK_FLAGS_DEVICE_PLUG_ONLY,
+					   stdev_id, NULL, NULL);
+}
+
+static int call_plug_only(int fd, uint32_t id, struct call *call)
+{
+	return plug_only(fd, id, &call->out_id);
+}
+
+static int call_vm_plug(int fd, uint32_t id, struct call *call)
+{
+	return vm_plug(call->vm, id);
+}
+
+FIXTURE(iommufd_lifetime)
+{
+	/* For test commands and devices that are only plugged in */
+	int fd;
+	uint32_t iommu_id;
+	struct call unreg;
+};
+
+FIXTURE_SETUP(iommufd_lifetime)
+{
+	self->fd = open("/dev/iommu", O_RDWR);
+	ASSERT_NE(-1, self->fd);
+	ASSERT_EQ(0, unpark_all(self->fd));
+	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0, &self->iommu_id));
+	self->unreg = (struct call){
+		.fn = call_unregister,
+		.fd = self->fd,
+		.id = self->iommu_id,
+	};
+}
+
+FIXTURE_TEARDOWN(iommufd_lifetime)
+{
+	EXPECT_EQ(0, unpark_all(self->fd));
+	_test_cmd_iommu_unregister(self->fd, self->iommu_id);
+	EXPECT_EQ(0, close(self->fd));
+}
+
+#define unregister() \
+	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, self->iommu_id))
+
+/* Devices that come and go while their IOMMU goes */
+
+TEST_F(iommufd_lifetime, removal_during_unregister)
+{
+	struct call unplug = { .fn = call_destroy, .fd = self->fd };
+
+	ASSERT_EQ(0, plug_only(self->fd, self->iommu_id, &unplug.id));
+	park(RELEASE_DEVICE, ARM);
+	call_start(&self->unreg);
+	park(RELEASE_DEVICE, WAIT);
+	call_start(&unplug);
+	EXPECT_WAITING(&unplug);
+	EXPECT_WAITING(&self->unreg);
+	park(RELEASE_DEVICE, RELEASE);
+	EXPECT_EQ(0, call_end(&unplug));
+	EXPECT_EQ(0, call_end(&self->unreg));
+}
+
+TEST_F(iommufd_lifetime, unregister_during_removal)
+{
+	struct call unplug = { .fn = call_destroy, .fd = self->fd };
+
+	ASSERT_EQ(0, plug_only(self->fd, self->iommu_id, &unplug.id));
+	park(RELEASE_DEVICE, ARM);
+	call_start(&unplug);
+	park(RELEASE_DEVICE, WAIT);
+	call_start(&self->unreg);
+	EXPECT_WAITING(&self->unreg);
+	park(RELEASE_DEVICE, RELEASE);
+	EXPECT_EQ(0, call_end(&unplug));
+	EXPECT_EQ(0, call_end(&self->unreg));
+}
+
+/* Which of the two unregister finds first does not matter */
+TEST_F(iommufd_lifetime, removal_of_group_during_unregister)
+{
+	struct call unplug[2] = {};
+	uint32_t iommu_id;
+	int i;
+
+	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, MOCK_IOMMU_ONE_GROUP,
+					      &iommu_id));
+	for (i = 0; i != 2; i++) {
+		unplug[i].fn = call_destroy;
+		unplug[i].fd = self->fd;
+		ASSERT_EQ(0, plug_only(self->fd, iommu_id, &unplug[i].id));
+	}
+	park(RELEASE_DEVICE, ARM);
+	self->unreg.id = iommu_id;
+	call_start(&self->unreg);
+	park(RELEASE_DEVICE, WAIT);
+	call_start(&unplug[0]);
+	call_start(&unplug[1]);
+	EXPECT_WAITING(&unplug[0]);
+	EXPECT_WAITING(&unplug[1]);
+	park(RELEASE_DEVICE, RELEASE);
+	EXPECT_EQ(0, call_end(&unplug[0]));
+	EXPECT_EQ(0, call_end(&unplug[1]));
+	EXPECT_EQ(0, call_end(&self->unreg));
+}
+
+TEST_F(iommufd_lifetime, unregister_during_probe)
+{
+	struct call plug = {
+		.fn = call_plug_only,
+		.fd = self->fd,
+		.id = self->iommu_id,
+	};
+
+	park(PROBE, ARM);
+	call_start(&plug);
+	park(PROBE, WAIT);
+	call_start(&self->unreg);
+	EXPECT_WAITING(&self->unreg);
+	park(PROBE, RELEASE);
+	EXPECT_EQ(0, call_end(&plug));
+	EXPECT_EQ(0, call_end(&self->unreg));
+	ASSERT_EQ(0, _test_ioctl_destroy(self->fd, plug.out_id));
+}
+
+TEST_F(iommufd_lifetime, probe_during_unregister)
+{
+	struct vm vm = {};
+	struct call plug = {
+		.fn = call_vm_plug,
+		.id = self->iommu_id,
+		.vm = &vm,
+	};
+	uint32_t stdev_id;
+
+	vm.fd = self->fd;
+	ASSERT_EQ(0, _test_ioctl_ioas_alloc(vm.fd, &vm.ioas_id));
+	ASSERT_EQ(0, plug_only(self->fd, self->iommu_id, &stdev_id));
+	park(RELEASE_DEVICE, ARM);
+	call_start(&self->unreg);
+	park(RELEASE_DEVICE, WAIT);
+	call_start(&plug);
+	EXPECT_WAITING(&plug);
+	park(RELEASE_DEVICE, RELEASE);
+	EXPECT_EQ(0, call_end(&self->unreg));
+	/* It is there, but not behind an IOMMU */
+	EXPECT_EQ(-ENODEV, call_end(&plug));
+	ASSERT_EQ(0, _test_ioctl_destroy(self->fd, stdev_id));
+}
+
+/* Devices that are bound to an iommufd */
+
+FIXTURE(iommufd_lifetime_bound)
+{
+	int fd;
+	uint32_t iommu_id;
+	struct vm vm;
+	/* What the device is attached to */
+	uint32_t hwpt_id;
+	uint32_t fault_id;
+	uint32_t fault_fd;
+	/* In the same group */
+	struct vm other;
+	struct call unreg;
+	struct call unplug;
+};
+
+FIXTURE_VARIANT(iommufd_lifetime_bound)
+{
+	bool hwpt;
+	bool nested;
+	bool fault;
+	bool group;
+};
+
+FIXTURE_VARIANT_ADD(iommufd_lifetime_bound, ioas)
+{
+};
+
+FIXTURE_VARIANT_ADD(iommufd_lifetime_bound, hwpt)
+{
+	.hwpt = true,
+};
+
+FIXTURE_VARIANT_ADD(iommufd_lifetime_bound, nested)
+{
+	.nested = true,
+};
+
+FIXTURE_VARIANT_ADD(iommufd_lifetime_bound, fault)
+{
+	.nested = true,
+	.fault = true,
+};
+
+FIXTURE_VARIANT_ADD(iommufd_lifetime_bound, group)
+{
+	.group = true,
+};
+
+FIXTURE_SETUP(iommufd_lifetime_bound)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+	uint32_t flags = 0;
+
+	self->fd = open("/dev/iommu", O_RDWR);
+	ASSERT_NE(-1, self->fd);
+	ASSERT_EQ(0, unpark_all(self->fd));
+	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd,
+					      variant->group ?
+						      MOCK_IOMMU_ONE_GROUP : 0,
+					      &self->iommu_id));
+	ASSERT_EQ(0, vm_open(&self->vm, self->iommu_id));
+	self->unreg = (struct call){
+		.fn = call_unregister,
+		.fd = self->fd,
+		.id = self->iommu_id,
+	};
+	self->unplug = (struct call){
+		.fn = call_destroy,
+		.fd = self->vm.fd,
+		.id = self->vm.stdev_id,
+	};
+
+	if (variant->hwpt)
+		self->hwpt_id = self->vm.parent_id;
+	if (variant->fault) {
+		ASSERT_EQ(0, _test_ioctl_fault_alloc(self->vm.fd,
+						     &self->fault_id,
+						     &self->fault_fd));
+		flags = IOMMU_HWPT_FAULT_ID_VALID;
+	}
+	if (variant->nested)
+		ASSERT_EQ(0, _test_cmd_hwpt_alloc(
+				     self->vm.fd, self->vm.device_id,
+				     self->vm.parent_id, self->fault_id, flags,
+				     &self->hwpt_id, IOMMU_HWPT_DATA_SELFTEST,
+				     &data, sizeof(data)));
+	if (self->hwpt_id)
+		ASSERT_EQ(0, _test_cmd_mock_domain_replace(self->vm.fd,
+							   self->vm.stdev_id,
+							   self->hwpt_id,
+							   NULL));
+	if (variant->group) {
+		self->other = self->vm;
+		ASSERT_EQ(0, vm_plug(&self->other, self->iommu_id));
+	}
+}
+
+FIXTURE_TEARDOWN(iommufd_lifetime_bound)
+{
+	EXPECT_EQ(0, unpark_all(self->fd));
+	_test_cmd_iommu_unregister(self->fd, self->iommu_id);
+	if (self->fault_fd)
+		EXPECT_EQ(0, close(self->fault_fd));
+	if (self->vm.fd != -1)
+		EXPECT_EQ(0, close(self->vm.fd));
+	EXPECT_EQ(0, close(self->fd));
+}
+
+static int trigger_iopf(int fd, uint32_t device_id, uint32_t grpid)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_TRIGGER_IOPF,
+		.trigger_iopf = {
+			.dev_id = device_id,
+			.pasid = 0x1,
+			.grpid = grpid,
+			.perm = IOMMU_PGFAULT_PERM_READ,
+		},
+	};
+
+	return ioctl(fd, IOMMU_TEST_CMD, &cmd);
+}
+
+/* ENODEV for everything but what ends it, and that works */
+TEST_F(iommufd_lifetime_bound, iommu_goes)
+{
+	struct iommu_hwpt_page_response response = {
+		.code = IOMMUFD_PAGE_RESP_SUCCESS,
+	};
+	struct iommu_hwpt_pgfault fault;
+	struct vm *vm = &self->vm;
+	uint32_t id;
+
+	if (variant->fault) {
+		/* One is unread, the other one unanswered */
+		ASSERT_EQ(0, trigger_iopf(vm->fd, vm->device_id, 1));
+		ASSERT_EQ(sizeof(fault),
+			  read(self->fault_fd, &fault, sizeof(fault)));
+		response.cookie = fault.cookie;
+		ASSERT_EQ(0, trigger_iopf(vm->fd, vm->device_id, 2));
+	}
+
+	unregister();
+	EXPECT_ERRNO(ENODEV, _test_cmd_get_hw_info(vm->fd, vm->device_id, NULL,
+						   0, NULL, NULL));
+	EXPECT_ERRNO(ENODEV, _test_cmd_mock_domain_replace(
+				     vm->fd, vm->stdev_id, vm->ioas_id, NULL));
+	EXPECT_ERRNO(ENODEV,
+		     _test_cmd_hwpt_alloc(vm->fd, vm->device_id, vm->ioas_id, 0,
+					  0, &id, IOMMU_HWPT_DATA_NONE, NULL,
+					  0));
+	if (variant->fault) {
+		struct pollfd pollfd = { .fd = self->fault_fd,
+					 .events = POLLIN };
+
+		EXPECT_ERRNO(ENODEV, trigger_iopf(vm->fd, vm->device_id, 3));
+		/* Both have been answered */
+		EXPECT_EQ(0, poll(&pollfd, 1, 0));
+		EXPECT_EQ(0, read(self->fault_fd, &fault, sizeof(fault)));
+		EXPECT_ERRNO(EINVAL, write(self->fault_fd, &response,
+					   sizeof(response)));
+	}
+	if (variant->group) {
+		EXPECT_ERRNO(ENODEV,
+			     _test_cmd_get_hw_info(vm->fd,
+						   self->other.device_id, NULL,
+						   0, NULL, NULL));
+		EXPECT_EQ(0, vm_unplug(&self->other));
+	}
+	EXPECT_EQ(0, vm_unplug(vm));
+	EXPECT_ERRNO(ENODEV, vm_plug(vm, self->iommu_id));
+
+	/* Nothing is in use */
+	if (variant->nested)
+		EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, self->hwpt_id));
+	EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, vm->parent_id));
+	EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, vm->ioas_id));
+	if (variant->fault)
+		EXPECT_ERRNO(EBUSY,
+			     _test_ioctl_destroy(vm->fd, self->fault_id));
+}
+
+/* Closed without a word */
+TEST_F(iommufd_lifetime_bound, close_after_unregister)
+{
+	if (variant->fault)
+		ASSERT_EQ(0, trigger_iopf(self->vm.fd, self->vm.device_id, 1));
+	unregister();
+	EXPECT_EQ(0, close(self->vm.fd));
+	self->vm.fd = -1;
+}
+
+/* The revocation is detaching the device when its driver does */
+TEST_F(iommufd_lifetime_bound, unplug_during_revocation)
+{
+	park(BLOCK, ARM);
+	call_start(&self->unreg);
+	park(BLOCK, WAIT);
+	call_start(&self->unplug);
+	EXPECT_WAITING(&self->unplug);
+	EXPECT_WAITING(&self->unreg);
+	park(BLOCK, RELEASE);
+	EXPECT_EQ(0, call_end(&self->unplug));
+	EXPECT_EQ(0, call_end(&self->unreg));
+}
+
+/* The other way round. The last one of a group detaches. */
+TEST_F(iommufd_lifetime_bound, unregister_during_unplug)
+{
+	if (variant->group)
+		ASSERT_EQ(0, vm_unplug(&self->other));
+	park(BLOCK, ARM);
+	call_start(&self->unplug);
+	park(BLOCK, WAIT);
+	call_start(&self->unreg);
+	EXPECT_WAITING(&self->unplug);
+	EXPECT_WAITING(&self->unreg);
+	park(BLOCK, RELEASE);
+	EXPECT_EQ(0, call_end(&self->unplug));
+	EXPECT_EQ(0, call_end(&self->unreg));
+}
+
+TEST_F(iommufd_lifetime_bound, close_during_revocation)
+{
+	struct call closing = { .fn = call_close, .fd = self->vm.fd };
+
+	/* It has a reference on the iommufd */
+	if (variant->fault) {
+		ASSERT_EQ(0, close(self->fault_fd));
+		self->fault_fd = 0;
+	}
+	park(BLOCK, ARM);
+	call_start(&self->unreg);
+	park(BLOCK, WAIT);
+	call_start(&closing);
+	wait_for_close(_metadata, self->vm.fd);
+	EXPECT_WAITING(&closing);
+	EXPECT_WAITING(&self->unreg);
+	park(BLOCK, RELEASE);
+	EXPECT_EQ(0, call_end(&closing));
+	EXPECT_EQ(0, call_end(&self->unreg));
+}
+
+/* In the driver for the device when unregister begins */
+
+static int call_hw_info(int fd, uint32_t id, struct call *call)
+{
+	return _test_cmd_get_hw_info(fd, id, NULL, 0, NULL, NULL);
+}
+
+static int call_hwpt_alloc(int fd, uint32_t id, struct call *call)
+{
+	return _test_cmd_hwpt_alloc(fd, id, call->vm->ioas_id, 0, 0,
+				    &call->out_id, IOMMU_HWPT_DATA_NONE, NULL,
+				    0);
+}
+
+static int call_replace(int fd, uint32_t id, struct call *call)
+{
+	return _test_cmd_mock_domain_replace(fd, call->vm->stdev_id,
+					     call->vm->parent_id, NULL);
+}
+
+static void parked(struct __test_metadata *_metadata,
+		   FIXTURE_DATA(iommufd_lifetime) *self, unsigned int point,
+		   int (*fn)(int fd, uint32_t id, struct call *call),
+		   int result)
+{
+	struct vm vm, probe;
+	struct call call = { .fn = fn, .vm = &vm };
+	int tries = 0;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	ASSERT_EQ(0, vm_open(&probe, self->iommu_id));
+	call.fd = vm.fd;
+	call.id = vm.device_id;
+	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_ARM));
+	call_start(&call);
+	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_WAIT));
+	call_start(&self->unreg);
+	EXPECT_WAITING(&self->unreg);
+
+	/* Others learn about it at once, but for what it waits for now */
+	while (!_test_cmd_hwpt_alloc(probe.fd, probe.device_id, probe.ioas_id,
+				     0, 0, &call.out_id, IOMMU_HWPT_DATA_NONE,
+				     NULL, 0)) {
+		ASSERT_GT(10000, tries++);
+		sleep_ms(1);
+	}
+	EXPECT_EQ(ENODEV, errno);
+	EXPECT_EQ(0, call_is_done(&call));
+	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_RELEASE));
+	EXPECT_EQ(result, call_end(&call));
+	EXPECT_EQ(0, call_end(&self->unreg));
+	EXPECT_ERRNO(ENODEV, fn(call.fd, call.id, &call));
+	ASSERT_EQ(0, close(probe.fd));
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+TEST_F(iommufd_lifetime, parked_in_hw_info)
+{
+	parked(_metadata, self, MOCK_PARK_HW_INFO, call_hw_info, 0);
+}
+
+TEST_F(iommufd_lifetime, parked_in_domain_alloc)
+{
+	parked(_metadata, self, MOCK_PARK_DOMAIN_ALLOC, call_hwpt_alloc,
+	       -ENODEV);
+}
+
+TEST_F(iommufd_lifetime, parked_in_attach)
+{
+	parked(_metadata, self, MOCK_PARK_ATTACH, call_replace, 0);
+}
+
+/* A bind is refused, or what it has bound and attached is taken away */
+TEST_F(iommufd_lifetime, unregister_during_bind)
+{
+	struct vm vm = { .fd = self->fd };
+	struct call plug = {
+		.fn = call_vm_plug,
+		.id = self->iommu_id,
+		.vm = &vm,
+	};
+
+	ASSERT_EQ(0, _test_ioctl_ioas_alloc(vm.fd, &vm.ioas_id));
+	park(ATTACH, ARM);
+	call_start(&plug);
+	park(ATTACH, WAIT);
+	call_start(&self->unreg);
+	EXPECT_WAITING(&self->unreg);
+	park(ATTACH, RELEASE);
+	/* The HWPT that it is attached to was made too late */
+	EXPECT_EQ(-ENODEV, call_end(&plug));
+	EXPECT_EQ(0, call_end(&self->unreg));
+}
+
+TEST_F_TIMEOUT(iommufd_lifetime, bind_and_unplug_race_unregister, 120)
+{
+	struct vm vm[2] = {};
+	struct call plug[2] = {}, unplug[2] = {};
+	unsigned int i, j;
+	uint32_t iommu_id;
+
+	for (i = 0; i != 50; i++) {
+		ASSERT_EQ(0, _test_cmd_iommu_register(
+				     self->fd, i & 1 ? MOCK_IOMMU_ONE_GROUP : 0,
+				     &iommu_id));
+		self->unreg.id = iommu_id;
+		for (j = 0; j != 2; j++) {
+			ASSERT_EQ(0, vm_open(&vm[j], iommu_id));
+			unplug[j].fn = call_destroy;
+			unplug[j].fd = vm[j].fd;
+			unplug[j].id = vm[j].stdev_id;
+			plug[j].fn = call_vm_plug;
+			plug[j].id = iommu_id;
+			plug[j].vm = &vm[j];
+			/* Of a group, one file is the owner */
+			if (i & 1)
+				break;
+		}
+		for (j = 0; j != (i & 1 ? 1 : 2); j++)
+			call_start(&plug[j]);
+		call_start(&self->unreg);
+		for (j = 0; j != (i & 1 ? 1 : 2); j++)
+			call_start(&unplug[j]);
+		for (j = 0; j != (i & 1 ? 1 : 2); j++) {
+			int err = call_end(&plug[j]);
+
+			ASSERT_TRUE(!err || err == -ENODEV);
+			ASSERT_EQ(0, call_end(&unplug[j]));
+		}
+		ASSERT_EQ(0, call_end(&self->unreg));
+		for (j = 0; j != (i & 1 ? 1 : 2); j++)
+			ASSERT_EQ(0, close(vm[j].fd));
+	}
+}
+
+/* HWPTs */
+
+static int md_check_map(int fd, uint32_t hwpt_id, uint64_t iova, size_t length)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_MD_CHECK_MAP,
+		.id = hwpt_id,
+		.check_map = {
+			.iova = iova,
+			.length = length,
+			.uptr = (uintptr_t)buffer,
+		},
+	};
+
+	return ioctl(fd, IOMMU_TEST_CMD, &cmd);
+}
+
+static int map_buffer(int fd, uint32_t ioas_id, __u64 *iova)
+{
+	return _test_ioctl_ioas_map(fd, ioas_id, buffer, BUFFER_SIZE, iova,
+				    IOMMU_IOAS_MAP_WRITEABLE |
+					    IOMMU_IOAS_MAP_READABLE);
+}
+
+/* The device that it was made for has been gone for long */
+TEST_F(iommufd_lifetime, L14_revoked_hwpt_is_an_id)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+	struct iommu_hwpt_invalidate_selftest inv = {};
+	uint32_t nested_id, dirty_id, id, num = 1;
+	struct vm vm;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.parent_id, 0,
+					  0, &nested_id,
+					  IOMMU_HWPT_DATA_SELFTEST, &data,
+					  sizeof(data)));
+	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.ioas_id, 0,
+					  IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
+					  &dirty_id, IOMMU_HWPT_DATA_NONE, NULL,
+					  0));
+	ASSERT_EQ(0, _test_cmd_set_dirty_tracking(vm.fd, dirty_id, true));
+	ASSERT_EQ(0, vm_unplug(&vm));
+	unregister();
+
+	EXPECT_EQ(-ENODEV,
+		  _test_cmd_set_dirty_tracking(vm.fd, dirty_id, false));
+	EXPECT_ERRNO(ENODEV, _test_cmd_get_dirty_bitmap(vm.fd, dirty_id,
+							PAGE_SIZE, 0, PAGE_SIZE,
+							buffer, 0));
+	EXPECT_ERRNO(ENODEV,
+		     _test_cmd_hwpt_invalidate(vm.fd, nested_id, &inv,
+					       IOMMU_HWPT_INVALIDATE_DATA_SELFTEST,
+					       sizeof(inv), &num));
+	EXPECT_EQ(0, num);
+
+	/* As what a device of another IOMMU is attached to, or a parent */
+	ASSERT_EQ(0, vm_plug(&vm, 0));
+	EXPECT_ERRNO(ENODEV, _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id,
+							   nested_id, NULL));
+	EXPECT_ERRNO(ENODEV, _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id,
+							   dirty_id, NULL));
+	EXPECT_ERRNO(ENODEV,
+		     _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.parent_id, 0,
+					  0, &id, IOMMU_HWPT_DATA_SELFTEST,
+					  &data, sizeof(data)));
+
+	/* The parent is not in use, nor is the IOAS, and the IDs are not reused */
+	ASSERT_EQ(0, _test_ioctl_ioas_alloc(vm.fd, &id));
+	EXPECT_NE(nested_id, id);
+	ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, vm.parent_id));
+	ASSERT_EQ(0, vm_unplug(&vm));
+	ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, vm.ioas_id));
+	ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, nested_id));
+	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(vm.fd, nested_id));
+	/* One is left for close */
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+/* Only the IDs are in the way of the memory being given to another one */
+TEST_F(iommufd_lifetime, L14_same_address)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+	uint32_t nested_id, iommu_id;
+	struct vm vm;
+
+	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, MOCK_IOMMU_SAME_ADDRESS,
+					      &iommu_id));
+	ASSERT_EQ(0, vm_open(&vm, iommu_id));
+	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.parent_id, 0,
+					  0, &nested_id,
+					  IOMMU_HWPT_DATA_SELFTEST, &data,
+					  sizeof(data)));
+	ASSERT_EQ(0, vm_unplug(&vm));
+	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id));
+
+	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, MOCK_IOMMU_SAME_ADDRESS,
+					      &iommu_id));
+	ASSERT_EQ(0, vm_plug(&vm, iommu_id));
+	EXPECT_ERRNO(ENODEV, _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id,
+							   nested_id, NULL));
+	EXPECT_ERRNO(ENODEV,
+		     _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id,
+						   vm.parent_id, NULL));
+	ASSERT_EQ(0, close(vm.fd));
+	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id));
+}
+
+/* Without sharing, a HWPT is for one instance */
+TEST_F(iommufd_lifetime, L14_other_instance_is_refused)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+	uint32_t stdev_id, device_id, hwpt_id, id;
+	struct vm vm;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(vm.fd, vm.ioas_id, 0, 0,
+						 &stdev_id, &hwpt_id,
+						 &device_id));
+	EXPECT_ERRNO(EINVAL, _test_cmd_mock_domain_replace(vm.fd, stdev_id,
+							   vm.parent_id, NULL));
+	EXPECT_ERRNO(EINVAL,
+		     _test_cmd_hwpt_alloc(vm.fd, device_id, vm.parent_id, 0, 0,
+					  &id, IOMMU_HWPT_DATA_SELFTEST, &data,
+					  sizeof(data)));
+	EXPECT_ERRNO(EINVAL,
+		     _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id, hwpt_id,
+						   NULL));
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+/* The maps are the IOAS's own, and another instance can have them */
+TEST_F(iommufd_lifetime, L14_ioas_stays)
+{
+	struct iommu_test_cmd access_cmd = {
+		.size = sizeof(access_cmd),
+		.op = IOMMU_TEST_OP_ACCESS_RW,
+	};
+	uint32_t hwpt_id, access_id, iommu_id, stdev_id;
+	__u64 iova, iova2 = MOCK_APERTURE_START + BUFFER_SIZE * 2;
+	struct vm vm;
+	char c = 0;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	ASSERT_EQ(0, map_buffer(vm.fd, vm.ioas_id, &iova));
+	ASSERT_EQ(0, _test_cmd_create_access(
+			     vm.fd, vm.ioas_id, &access_id,
+			     MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES));
+	unregister();
+
+	/* Without a HWPT */
+	*(char *)buffer = 'x';
+	access_cmd.id = access_id;
+	access_cmd.access_rw.iova = iova;
+	access_cmd.access_rw.length = 1;
+	access_cmd.access_rw.uptr = (uintptr_t)&c;
+	ASSERT_EQ(0, ioctl(vm.fd, _IOMMU_TEST_CMD(IOMMU_TEST_OP_ACCESS_RW),
+			   &access_cmd));
+	EXPECT_EQ('x', c);
+	ASSERT_EQ(0, _test_ioctl_ioas_map(vm.fd, vm.ioas_id, buffer, BUFFER_SIZE,
+					  &iova2,
+					  IOMMU_IOAS_MAP_FIXED_IOVA |
+						  IOMMU_IOAS_MAP_WRITEABLE |
+						  IOMMU_IOAS_MAP_READABLE));
+
+	/* And with that of another instance */
+	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0, &iommu_id));
+	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(vm.fd, vm.ioas_id, iommu_id, 0,
+						 &stdev_id, &hwpt_id, NULL));
+	EXPECT_EQ(0, md_check_map(vm.fd, hwpt_id, iova, BUFFER_SIZE));
+	EXPECT_EQ(0, md_check_map(vm.fd, hwpt_id, iova2, BUFFER_SIZE));
+	ASSERT_EQ(0, _test_ioctl_ioas_unmap(vm.fd, vm.ioas_id, iova,
+					    BUFFER_SIZE, NULL));
+	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id));
+	ASSERT_EQ(0, _test_ioctl_ioas_unmap(vm.fd, vm.ioas_id, iova2,
+					    BUFFER_SIZE, NULL));
+	ASSERT_EQ(0, close(access_id));
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+/* What the device has reserved is not, when it is gone */
+TEST_F(iommufd_lifetime, L14_vfio_compat)
+{
+	struct iommu_vfio_ioas vfio_ioas = {
+		.size = sizeof(vfio_ioas),
+		.op = IOMMU_VFIO_IOAS_SET,
+	};
+	struct vfio_iommu_type1_dma_map map = {
+		.argsz = sizeof(map),
+		.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
+		.vaddr = (uintptr_t)buffer,
+		.size = PAGE_SIZE,
+		.iova = MOCK_APERTURE_START,
+	};
+	struct vfio_iommu_type1_dma_unmap unmap = {
+		.argsz = sizeof(unmap),
+		.size = PAGE_SIZE,
+		.iova = MOCK_APERTURE_START,
+	};
+	struct vm vm;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	vfio_ioas.ioas_id = vm.ioas_id;
+	ASSERT_EQ(0, ioctl(vm.fd, IOMMU_VFIO_IOAS, &vfio_ioas));
+	ASSERT_EQ(0, ioctl(vm.fd, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
+	ASSERT_EQ(0, ioctl(vm.fd, VFIO_IOMMU_MAP_DMA, &map));
+	unregister();
+	/* There is no HWPT that would not be coherent */
+	EXPECT_EQ(1, ioctl(vm.fd, VFIO_CHECK_EXTENSION, VFIO_DMA_CC_IOMMU));
+	EXPECT_EQ(1, ioctl(vm.fd, VFIO_CHECK_EXTENSION, VFIO_TYPE1v2_IOMMU));
+	ASSERT_EQ(0, ioctl(vm.fd, VFIO_IOMMU_UNMAP_DMA, &unmap));
+	ASSERT_EQ(0, ioctl(vm.fd, VFIO_IOMMU_MAP_DMA, &map));
+	ASSERT_EQ(0, vm_unplug(&vm));
+	ASSERT_EQ(0, vm_plug(&vm, 0));
+	ASSERT_EQ(0, ioctl(vm.fd, VFIO_IOMMU_UNMAP_DMA, &unmap));
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+/* A fault queue belongs to no instance */
+TEST_F(iommufd_lifetime, L14_fault_queue_goes_on)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+	uint32_t fault_id, fault_fd, hwpt_id, parent_id;
+	struct vm vm;
+	int i;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	ASSERT_EQ(0, _test_ioctl_fault_alloc(vm.fd, &fault_id, &fault_fd));
+	for (i = 0; i != 2; i++) {
+		ASSERT_EQ(0, _test_cmd_hwpt_alloc(
+				     vm.fd, vm.device_id, vm.ioas_id, 0,
+				     IOMMU_HWPT_ALLOC_NEST_PARENT, &parent_id,
+				     IOMMU_HWPT_DATA_NONE, NULL, 0));
+		ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id,
+						  parent_id, fault_id,
+						  IOMMU_HWPT_FAULT_ID_VALID,
+						  &hwpt_id,
+						  IOMMU_HWPT_DATA_SELFTEST,
+						  &data, sizeof(data)));
+		ASSERT_EQ(0, _test_cmd_mock_domain_replace(
+				     vm.fd, vm.stdev_id, hwpt_id, NULL));
+		ASSERT_EQ(0, _test_cmd_trigger_iopf(vm.fd, vm.device_id,
+						    fault_fd));
+		if (i)
+			break;
+		unregister();
+		ASSERT_EQ(0, vm_unplug(&vm));
+		ASSERT_EQ(0, vm_plug(&vm, 0));
+	}
+	ASSERT_EQ(0, close(fault_fd));
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+/* A domain that is shared stays until the last of the instances goes */
+TEST_F(iommufd_lifetime, L14_shared)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+	uint32_t iommu_id[3], nested_id, hwpt_id, hwpt_id2, id;
+	struct vm vm, vm2;
+	__u64 iova;
+	int i;
+
+	for (i = 0; i != 3; i++)
+		ASSERT_EQ(0, _test_cmd_iommu_register(self->fd,
+						      MOCK_IOMMU_SHARED_DOMAINS,
+						      &iommu_id[i]));
+	ASSERT_EQ(0, vm_open(&vm, iommu_id[0]));
+	ASSERT_EQ(0, map_buffer(vm.fd, vm.ioas_id, &iova));
+	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.parent_id, 0,
+					  0, &nested_id,
+					  IOMMU_HWPT_DATA_SELFTEST, &data,
+					  sizeof(data)));
+	vm2 = vm;
+	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(vm.fd, vm.ioas_id, iommu_id[1],
+						 0, &vm2.stdev_id, &hwpt_id,
+						 &vm2.device_id));
+	/* It got what the first device has */
+	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(vm.fd, vm.ioas_id, iommu_id[0],
+						 0, &id, &hwpt_id2, NULL));
+	EXPECT_EQ(hwpt_id, hwpt_id2);
+
+	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id[0]));
+	EXPECT_ERRNO(ENODEV, _test_cmd_get_hw_info(vm.fd, vm.device_id, NULL, 0,
+						   NULL, NULL));
+	EXPECT_EQ(0, md_check_map(vm.fd, hwpt_id, iova, BUFFER_SIZE));
+	EXPECT_EQ(0, md_check_map(vm.fd, vm.parent_id, iova, BUFFER_SIZE));
+	ASSERT_EQ(0, _test_cmd_mock_domain_replace(vm.fd, vm2.stdev_id,
+						   nested_id, NULL));
+
+	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id[1]));
+	EXPECT_EQ(0, md_check_map(vm.fd, vm.parent_id, iova, BUFFER_SIZE));
+
+	/* Those that do not share are no help */
+	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id[2]));
+	EXPECT_ERRNO(ENODEV,
+		     md_check_map(vm.fd, vm.parent_id, iova, BUFFER_SIZE));
+	EXPECT_ERRNO(ENODEV, _test_cmd_mock_domain_replace(vm.fd, vm2.stdev_id,
+							   nested_id, NULL));
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+/* The domain is being freed when somebody else would do it */
+
+static void free_parked(struct __test_metadata *_metadata,
+			FIXTURE_DATA(iommufd_lifetime) *self,
+			struct call *first, struct call *second)
+{
+	ASSERT_EQ(0, _test_cmd_park(self->fd, MOCK_PARK_DOMAIN_FREE,
+				    MOCK_PARK_ARM));
+	call_start(first);
+	ASSERT_EQ(0, _test_cmd_park(self->fd, MOCK_PARK_DOMAIN_FREE,
+				    MOCK_PARK_WAIT));
+	call_start(second);
+	EXPECT_WAITING(first);
+	EXPECT_WAITING(second);
+	ASSERT_EQ(0, _test_cmd_park(self->fd, MOCK_PARK_DOMAIN_FREE,
+				    MOCK_PARK_RELEASE));
+	EXPECT_EQ(0, call_end(first));
+	EXPECT_EQ(0, call_end(second));
+}
+
+TEST_F(iommufd_lifetime, L14_free_by_destroy)
+{
+	struct call destroy = { .fn = call_destroy };
+	struct vm vm;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	destroy.fd = vm.fd;
+	destroy.id = vm.parent_id;
+	free_parked(_metadata, self, &destroy, &self->unreg);
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+/* The parent is not revoked while the nested one that is on it is destroyed */
+TEST_F(iommufd_lifetime, L14_free_nested_by_destroy)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+	struct call destroy = { .fn = call_destroy };
+	struct vm vm;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.parent_id, 0,
+					  0, &destroy.id,
+					  IOMMU_HWPT_DATA_SELFTEST, &data,
+					  sizeof(data)));
+	destroy.fd = vm.fd;
+	free_parked(_metadata, self, &destroy, &self->unreg);
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+TEST_F(iommufd_lifetime, L14_free_by_revocation)
+{
+	struct call destroy = { .fn = call_destroy };
+	struct vm vm;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	destroy.fd = vm.fd;
+	destroy.id = vm.parent_id;
+	free_parked(_metadata, self, &self->unreg, &destroy);
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+TEST_F(iommufd_lifetime, L14_free_by_close)
+{
+	struct call closing = { .fn = call_close };
+	struct vm vm;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	closing.fd = vm.fd;
+	free_parked(_metadata, self, &closing, &self->unreg);
+}
+
+TEST_F(iommufd_lifetime, L14_close_during_revocation)
+{
+	struct call closing = { .fn = call_close };
+	struct vm vm;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	closing.fd = vm.fd;
+	free_parked(_metadata, self, &self->unreg, &closing);
+}
+
+/* L8: the module stays, with the device or not */
+TEST_F(iommufd_lifetime, L8_module_of_a_hwpt)
+{
+	uint32_t ioas_id, device_id, hwpt_id;
+	int dev_fd, fd, i;
+
+	if (module_load())
+		SKIP(return, "needs the module " TEST_DRIVER);
+	for (i = 0; i != 2; i++) {
+		fd = open("/dev/iommu", O_RDWR);
+		ASSERT_NE(-1, fd);
+		ASSERT_EQ(0, _test_ioctl_ioas_alloc(fd, &ioas_id));
+		dev_fd = module_bind(fd, &device_id);
+		ASSERT_NE(-1, dev_fd);
+		ASSERT_EQ(0, _test_cmd_hwpt_alloc(fd, device_id, ioas_id, 0, 0,
+						  &hwpt_id,
+						  IOMMU_HWPT_DATA_NONE, NULL,
+						  0));
+		ASSERT_EQ(0, close(dev_fd));
+		EXPECT_ERRNO(EWOULDBLOCK, module_unload());
+		if (i)
+			ASSERT_EQ(0, _test_ioctl_destroy(fd, hwpt_id));
+		ASSERT_EQ(0, close(fd));
+		ASSERT_EQ(0, module_unload());
+		ASSERT_EQ(0, module_load());
+	}
+	ASSERT_EQ(0, module_unload());
+}
+
+/* L4: a call that is stuck in user memory is not waited for */
+
+static int call_arg(int fd, uint32_t id, struct call *call)
+{
+	return ioctl(fd, id, call->arg);
+}
+
+static int stalled(struct __test_metadata *_metadata,
+		   FIXTURE_DATA(iommufd_lifetime) *self, struct vm *vm,
+		   uint32_t request, bool writable, int result)
+{
+	struct call call = {
+		.fn = call_arg,
+		.fd = vm->fd,
+		.id = request,
+		.arg = buffer,
+	};
+	int uffd = uffd_open(buffer, UFFDIO_REGISTER_MODE_WP);
+
+	if (uffd == -1)
+		return -1;
+	call_start(&call);
+	ASSERT_EQ(0, uffd_wait(uffd));
+	unregister();
+	EXPECT_EQ(0, call_is_done(&call));
+	if (!writable)
+		ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
+	ASSERT_EQ(0, uffd_unprotect(uffd, buffer));
+	EXPECT_EQ(result, call_end(&call));
+	ASSERT_EQ(0, close(uffd));
+	return 0;
+}
+
+TEST_F(iommufd_lifetime, L4_hw_info_stalled)
+{
+	struct iommu_hw_info *cmd = buffer;
+	struct vm vm;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	*cmd = (struct iommu_hw_info){
+		.size = sizeof(*cmd),
+		.dev_id = vm.device_id,
+		.data_len = sizeof(struct iommu_test_hw_info),
+		.data_uptr = (uintptr_t)(cmd + 1),
+	};
+	if (stalled(_metadata, self, &vm, IOMMU_GET_HW_INFO, true, 0))
+		SKIP(return, NEEDS_UFFD);
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+TEST_F(iommufd_lifetime, L4_hwpt_alloc_stalled)
+{
+	struct iommu_hwpt_alloc *cmd = buffer;
+	struct vm vm;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	*cmd = (struct iommu_hwpt_alloc){
+		.size = sizeof(*cmd),
+		.dev_id = vm.device_id,
+		.pt_id = vm.ioas_id,
+	};
+	if (stalled(_metadata, self, &vm, IOMMU_HWPT_ALLOC, true, 0))
+		SKIP(return, NEEDS_UFFD);
+	EXPECT_EQ(-ENODEV, _test_cmd_set_dirty_tracking(
+				   vm.fd, cmd->out_hwpt_id, false));
+	ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, cmd->out_hwpt_id));
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+TEST_F(iommufd_lifetime, L12_hwpt_alloc_fails_after_revocation)
+{
+	struct iommu_hwpt_alloc *cmd = buffer;
+	struct vm vm;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	*cmd = (struct iommu_hwpt_alloc){
+		.size = sizeof(*cmd),
+		.dev_id = vm.device_id,
+		.pt_id = vm.ioas_id,
+	};
+	if (stalled(_metadata, self, &vm, IOMMU_HWPT_ALLOC, false, -EFAULT))
+		SKIP(return, NEEDS_UFFD);
+	ASSERT_EQ(0, vm_unplug(&vm));
+	ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, vm.parent_id));
+	ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, vm.ioas_id));
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+TEST_HARNESS_MAIN
