@@ -38,8 +38,8 @@ static void iommufd_viommu_release(struct iommufd_viommu *viommu)
  *  - ioctls that have looked the vIOMMU up are waited for, others get ENODEV;
  *  - an allocation that has not published the vIOMMU yet goes on and publishes
  *    what is left of it, for it does not need the driver any more;
- *  - a destroy that has begun releases the vIOMMU by itself, so there is nothing
- *    to do, and one that has not waits in iommu_device_claim_holder().
+ *  - a destroy that has begun releases the vIOMMU by itself, and is waited for, and
+ *    one that has not waits in iommu_device_claim_holder().
  */
 static bool iommufd_viommu_revoke(struct iommu_device_holder *holder)
 {
@@ -120,31 +120,6 @@ iommufd_viommu_alloc(struct iommufd_ctx *ictx, struct iommu_device *iommu_dev,
 		return ERR_PTR(rc);
 	}
 	return viommu;
-}
-
-/* No driver's structure is larger, and none takes more than it knows */
-#define IOMMUFD_USER_DATA_MAX PAGE_SIZE
-
-static int iommufd_user_data_read(struct iommu_user_data *user_data)
-{
-	struct iommu_user_buffer *buffer;
-
-	if (!user_data->len)
-		return 0;
-	if (user_data->len > IOMMUFD_USER_DATA_MAX)
-		return -EINVAL;
-
-	buffer = kmalloc(struct_size(buffer, data, user_data->len),
-			 GFP_KERNEL_ACCOUNT);
-	if (!buffer)
-		return -ENOMEM;
-	if (copy_from_user(buffer->data, user_data->uptr, user_data->len)) {
-		kfree(buffer);
-		return -EFAULT;
-	}
-	buffer->written = false;
-	user_data->buffer = buffer;
-	return 0;
 }
 
 static int iommufd_user_data_write(const struct iommu_user_data *user_data)

@@ -29,7 +29,7 @@ static __attribute__((constructor)) void setup_sizes(void)
 	PAGE_SIZE = sysconf(_SC_PAGE_SIZE);
 	BUFFER_SIZE = PAGE_SIZE * 16;
 	buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE,
-		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	assert(buffer != MAP_FAILED);
 }
 
@@ -141,6 +141,18 @@ TEST_F(iommufd_lifetime, removal_of_group_during_unregister)
 	EXPECT_EQ(0, call_end(&unplug[0]));
 	EXPECT_EQ(0, call_end(&unplug[1]));
 	EXPECT_EQ(0, call_end(&self->unreg));
+}
+
+/* As several drivers do */
+TEST_F(iommufd_lifetime, sysfs_files_go_first)
+{
+	uint32_t iommu_id, stdev_id;
+
+	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, MOCK_IOMMU_SYSFS_FIRST,
+					      &iommu_id));
+	ASSERT_EQ(0, plug_only(self->fd, iommu_id, &stdev_id));
+	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id));
+	ASSERT_EQ(0, _test_ioctl_destroy(self->fd, stdev_id));
 }
 
 TEST_F(iommufd_lifetime, unregister_during_probe)
@@ -352,6 +364,10 @@ TEST_F(iommufd_lifetime_bound, iommu_goes)
 		EXPECT_ERRNO(EINVAL, write(self->fault_fd, &response,
 					   sizeof(response)));
 	}
+	/* What it was attached to can be destroyed, but not the device */
+	if (self->hwpt_id)
+		EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, self->hwpt_id));
+	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(vm->fd, vm->device_id));
 	if (variant->group) {
 		EXPECT_ERRNO(ENODEV,
 			     _test_cmd_get_hw_info(vm->fd,
@@ -363,9 +379,8 @@ TEST_F(iommufd_lifetime_bound, iommu_goes)
 	EXPECT_ERRNO(ENODEV, vm_plug(vm, self->iommu_id));
 
 	/* Nothing is in use */
-	if (variant->nested)
-		EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, self->hwpt_id));
-	EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, vm->parent_id));
+	if (!variant->hwpt)
+		EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, vm->parent_id));
 	EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, vm->ioas_id));
 	if (variant->fault)
 		EXPECT_ERRNO(EBUSY,
@@ -822,6 +837,42 @@ TEST_F(iommufd_lifetime, L14_fault_queue_goes_on)
 	ASSERT_EQ(0, close(vm.fd));
 }
 
+/* What is shared can be built on while it is on its way to another instance */
+TEST_F(iommufd_lifetime, L14_shared_during_unregister)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+	struct call hw_info = { .fn = call_hw_info };
+	uint32_t iommu_id[2], stdev_id, device_id, id;
+	struct vm vm;
+	int i;
+
+	for (i = 0; i != 2; i++)
+		ASSERT_EQ(0, _test_cmd_iommu_register(self->fd,
+						      MOCK_IOMMU_SHARED_DOMAINS,
+						      &iommu_id[i]));
+	ASSERT_EQ(0, vm_open(&vm, iommu_id[0]));
+	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(vm.fd, vm.ioas_id, iommu_id[1],
+						 0, &stdev_id, NULL,
+						 &device_id));
+	hw_info.fd = vm.fd;
+	hw_info.id = vm.device_id;
+	park(HW_INFO, ARM);
+	call_start(&hw_info);
+	park(HW_INFO, WAIT);
+	self->unreg.id = iommu_id[0];
+	call_start(&self->unreg);
+	EXPECT_WAITING(&self->unreg);
+	EXPECT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, device_id, vm.parent_id, 0, 0,
+					  &id, IOMMU_HWPT_DATA_SELFTEST, &data,
+					  sizeof(data)));
+	park(HW_INFO, RELEASE);
+	EXPECT_EQ(0, call_end(&hw_info));
+	EXPECT_EQ(0, call_end(&self->unreg));
+	EXPECT_EQ(0, _test_cmd_mock_domain_replace(vm.fd, stdev_id, id, NULL));
+	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id[1]));
+	ASSERT_EQ(0, close(vm.fd));
+}
+
 /* A domain that is shared stays until the last of the instances goes */
 TEST_F(iommufd_lifetime, L14_shared)
 {
@@ -1047,6 +1098,124 @@ TEST_F(iommufd_lifetime, L4_hwpt_alloc_stalled)
 				   vm.fd, cmd->out_hwpt_id, false));
 	ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, cmd->out_hwpt_id));
 	ASSERT_EQ(0, close(vm.fd));
+}
+
+/* While the driver's data is read nothing is held, and nothing found yet */
+TEST_F(iommufd_lifetime, L4_hwpt_alloc_stalled_reading)
+{
+	struct iommu_hwpt_alloc cmd = {
+		.size = sizeof(cmd),
+		.data_type = IOMMU_HWPT_DATA_SELFTEST,
+		.data_len = sizeof(struct iommu_hwpt_selftest),
+		.data_uptr = (uintptr_t)buffer,
+	};
+	struct uffdio_zeropage zero = {
+		.range = { (uintptr_t)buffer, PAGE_SIZE },
+	};
+	struct call call = {
+		.fn = call_arg,
+		.id = IOMMU_HWPT_ALLOC,
+		.arg = &cmd,
+	};
+	struct vm vm;
+	int uffd;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	call.fd = vm.fd;
+	cmd.dev_id = vm.device_id;
+	cmd.pt_id = vm.parent_id;
+	uffd = uffd_open(buffer, UFFDIO_REGISTER_MODE_MISSING);
+	if (uffd == -1)
+		SKIP(return, NEEDS_UFFD);
+	call_start(&call);
+	ASSERT_EQ(0, uffd_wait(uffd));
+	unregister();
+	EXPECT_EQ(0, call_is_done(&call));
+	ASSERT_EQ(0, ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
+	EXPECT_EQ(-ENODEV, call_end(&call));
+	ASSERT_EQ(0, close(uffd));
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+TEST_F(iommufd_lifetime, L4_iova_ranges_stalled)
+{
+	struct iommu_ioas_iova_ranges *cmd = buffer;
+	struct vm vm;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	*cmd = (struct iommu_ioas_iova_ranges){
+		.size = sizeof(*cmd),
+		.ioas_id = vm.ioas_id,
+		.num_iovas = 10,
+		.allowed_iovas = (uintptr_t)(cmd + 1),
+	};
+	if (stalled(_metadata, self, &vm, IOMMU_IOAS_IOVA_RANGES, true, 0))
+		SKIP(return, NEEDS_UFFD);
+	EXPECT_EQ(1, cmd->num_iovas);
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+static int call_read_fault(int fd, uint32_t id, struct call *call)
+{
+	call->out_id = read(fd, buffer, sizeof(struct iommu_hwpt_pgfault));
+	return (int)call->out_id < 0 ? -1 : 0;
+}
+
+static int call_write_fault(int fd, uint32_t id, struct call *call)
+{
+	return write(fd, buffer, sizeof(struct iommu_hwpt_page_response)) < 0 ?
+		       -1 : 0;
+}
+
+/* Nor is one that reads or answers page faults */
+static void fault_stalled(struct __test_metadata *_metadata,
+			  FIXTURE_DATA(iommufd_lifetime) *self, bool write)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+	struct uffdio_zeropage zero = {
+		.range = { (uintptr_t)buffer, PAGE_SIZE },
+	};
+	struct call call = {
+		.fn = write ? call_write_fault : call_read_fault,
+	};
+	uint32_t fault_id, fault_fd, hwpt_id;
+	struct vm vm;
+	int uffd;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	ASSERT_EQ(0, _test_ioctl_fault_alloc(vm.fd, &fault_id, &fault_fd));
+	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.parent_id,
+					  fault_id, IOMMU_HWPT_FAULT_ID_VALID,
+					  &hwpt_id, IOMMU_HWPT_DATA_SELFTEST,
+					  &data, sizeof(data)));
+	ASSERT_EQ(0, _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id, hwpt_id,
+						   NULL));
+	ASSERT_EQ(0, trigger_iopf(vm.fd, vm.device_id, 1));
+	uffd = uffd_open(buffer, UFFDIO_REGISTER_MODE_MISSING);
+	if (uffd == -1)
+		SKIP(return, NEEDS_UFFD);
+	call.fd = fault_fd;
+	call_start(&call);
+	ASSERT_EQ(0, uffd_wait(uffd));
+	unregister();
+	EXPECT_EQ(0, call_is_done(&call));
+	ASSERT_EQ(0, ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
+	/* The fault has been answered meanwhile */
+	EXPECT_EQ(write ? -EINVAL : 0, call_end(&call));
+	EXPECT_EQ(0, call.out_id);
+	ASSERT_EQ(0, close(uffd));
+	ASSERT_EQ(0, close(fault_fd));
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+TEST_F(iommufd_lifetime, L4_fault_read_stalled)
+{
+	fault_stalled(_metadata, self, false);
+}
+
+TEST_F(iommufd_lifetime, L4_fault_write_stalled)
+{
+	fault_stalled(_metadata, self, true);
 }
 
 TEST_F(iommufd_lifetime, L12_hwpt_alloc_fails_after_revocation)

@@ -125,13 +125,13 @@ static void sleep_ms(int ms)
 	ASSERT_EQ(0, _test_cmd_park(self->fd, MOCK_PARK_##point,    \
 				    MOCK_PARK_##action))
 
-/* What an earlier test that was killed may have left */
+/* What an earlier test that was killed may have left; EINVAL: no such point */
 static int unpark_all(int fd)
 {
 	int i;
 
 	for (i = 0; i != MOCK_PARK_NUM; i++)
-		if (_test_cmd_park(fd, i, MOCK_PARK_RELEASE))
+		if (_test_cmd_park(fd, i, MOCK_PARK_RELEASE) && errno != EINVAL)
 			return -1;
 	return 0;
 }
