@@ -277,13 +277,16 @@ int main(void)
 	 * does not wait for the VMM. What the VMM notices is ENODEV, and what it
 	 * has to do is to clean up and to treat the devices as unplugged.
 	 */
-	unplug(device);
 	unregister_iommu(iommu_id);
-	say("the physical IOMMU %u goes away under vIOMMU %u, at once",
-	    iommu_id, viommu_id[1]);
+	say("the physical IOMMU %u goes away under device %u and vIOMMU %u, at once",
+	    iommu_id, device.id, viommu_id[1]);
+	info.dev_id = device.id;
+	must_not("IOMMU_GET_HW_INFO", IOMMU_GET_HW_INFO, &info, ENODEV);
 	call = viommu_call(viommu_id[1]);
 	must_not("calling the vIOMMU", IOMMU_TEST_CMD, &call, ENODEV);
-	say("vIOMMU %u answers ENODEV", viommu_id[1]);
+	say("device %u and vIOMMU %u answer ENODEV", device.id, viommu_id[1]);
+	unplug(device);
+	say("device %u is unplugged like any other", device.id);
 
 	destroy(parent.out_hwpt_id);
 	say("HWPT %u is in use by nobody now, and destroyed",

@@ -282,11 +282,13 @@ FIXTURE_SETUP(iommufd_lifetime_bound)
 		flags = IOMMU_HWPT_FAULT_ID_VALID;
 	}
 	if (variant->nested)
-		ASSERT_EQ(0, _test_cmd_hwpt_alloc(
-				     self->vm.fd, self->vm.device_id,
-				     self->vm.parent_id, self->fault_id, flags,
-				     &self->hwpt_id, IOMMU_HWPT_DATA_SELFTEST,
-				     &data, sizeof(data)));
+		ASSERT_EQ(0, _test_cmd_hwpt_alloc(self->vm.fd,
+						  self->vm.device_id,
+						  self->vm.parent_id,
+						  self->fault_id, flags,
+						  &self->hwpt_id,
+						  IOMMU_HWPT_DATA_SELFTEST,
+						  &data, sizeof(data)));
 	if (self->hwpt_id)
 		ASSERT_EQ(0, _test_cmd_mock_domain_replace(self->vm.fd,
 							   self->vm.stdev_id,
@@ -347,8 +349,9 @@ TEST_F(iommufd_lifetime_bound, iommu_goes)
 	unregister();
 	EXPECT_ERRNO(ENODEV, _test_cmd_get_hw_info(vm->fd, vm->device_id, NULL,
 						   0, NULL, NULL));
-	EXPECT_ERRNO(ENODEV, _test_cmd_mock_domain_replace(
-				     vm->fd, vm->stdev_id, vm->ioas_id, NULL));
+	EXPECT_ERRNO(ENODEV,
+		     _test_cmd_mock_domain_replace(vm->fd, vm->stdev_id,
+						   vm->ioas_id, NULL));
 	EXPECT_ERRNO(ENODEV,
 		     _test_cmd_hwpt_alloc(vm->fd, vm->device_id, vm->ioas_id, 0,
 					  0, &id, IOMMU_HWPT_DATA_NONE, NULL,
@@ -469,7 +472,7 @@ static int call_replace(int fd, uint32_t id, struct call *call)
 }
 
 static void parked(struct __test_metadata *_metadata,
-		   FIXTURE_DATA(iommufd_lifetime) *self, unsigned int point,
+		   struct _test_data_iommufd_lifetime *self, unsigned int point,
 		   int (*fn)(int fd, uint32_t id, struct call *call),
 		   int result)
 {
@@ -550,9 +553,11 @@ TEST_F_TIMEOUT(iommufd_lifetime, bind_and_unplug_race_unregister, 120)
 	uint32_t iommu_id;
 
 	for (i = 0; i != 50; i++) {
-		ASSERT_EQ(0, _test_cmd_iommu_register(
-				     self->fd, i & 1 ? MOCK_IOMMU_ONE_GROUP : 0,
-				     &iommu_id));
+		ASSERT_EQ(0,
+			  _test_cmd_iommu_register(self->fd,
+						   i & 1 ? MOCK_IOMMU_ONE_GROUP :
+							   0,
+						   &iommu_id));
 		self->unreg.id = iommu_id;
 		for (j = 0; j != 2; j++) {
 			ASSERT_EQ(0, vm_open(&vm[j], iommu_id));
@@ -729,9 +734,9 @@ TEST_F(iommufd_lifetime, L14_ioas_stays)
 
 	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
 	ASSERT_EQ(0, map_buffer(vm.fd, vm.ioas_id, &iova));
-	ASSERT_EQ(0, _test_cmd_create_access(
-			     vm.fd, vm.ioas_id, &access_id,
-			     MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES));
+	ASSERT_EQ(0,
+		  _test_cmd_create_access(vm.fd, vm.ioas_id, &access_id,
+					  MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES));
 	unregister();
 
 	/* Without a HWPT */
@@ -813,18 +818,20 @@ TEST_F(iommufd_lifetime, L14_fault_queue_goes_on)
 	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
 	ASSERT_EQ(0, _test_ioctl_fault_alloc(vm.fd, &fault_id, &fault_fd));
 	for (i = 0; i != 2; i++) {
-		ASSERT_EQ(0, _test_cmd_hwpt_alloc(
-				     vm.fd, vm.device_id, vm.ioas_id, 0,
-				     IOMMU_HWPT_ALLOC_NEST_PARENT, &parent_id,
-				     IOMMU_HWPT_DATA_NONE, NULL, 0));
+		ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id,
+						  vm.ioas_id, 0,
+						  IOMMU_HWPT_ALLOC_NEST_PARENT,
+						  &parent_id,
+						  IOMMU_HWPT_DATA_NONE, NULL,
+						  0));
 		ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id,
 						  parent_id, fault_id,
 						  IOMMU_HWPT_FAULT_ID_VALID,
 						  &hwpt_id,
 						  IOMMU_HWPT_DATA_SELFTEST,
 						  &data, sizeof(data)));
-		ASSERT_EQ(0, _test_cmd_mock_domain_replace(
-				     vm.fd, vm.stdev_id, hwpt_id, NULL));
+		ASSERT_EQ(0, _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id,
+							   hwpt_id, NULL));
 		ASSERT_EQ(0, _test_cmd_trigger_iopf(vm.fd, vm.device_id,
 						    fault_fd));
 		if (i)
@@ -924,7 +931,7 @@ TEST_F(iommufd_lifetime, L14_shared)
 /* The domain is being freed when somebody else would do it */
 
 static void free_parked(struct __test_metadata *_metadata,
-			FIXTURE_DATA(iommufd_lifetime) *self,
+			struct _test_data_iommufd_lifetime *self,
 			struct call *first, struct call *second)
 {
 	ASSERT_EQ(0, _test_cmd_park(self->fd, MOCK_PARK_DOMAIN_FREE,
@@ -1039,7 +1046,7 @@ static int call_arg(int fd, uint32_t id, struct call *call)
 }
 
 static int stalled(struct __test_metadata *_metadata,
-		   FIXTURE_DATA(iommufd_lifetime) *self, struct vm *vm,
+		   struct _test_data_iommufd_lifetime *self, struct vm *vm,
 		   uint32_t request, bool writable, int result)
 {
 	struct call call = {
@@ -1094,8 +1101,8 @@ TEST_F(iommufd_lifetime, L4_hwpt_alloc_stalled)
 	};
 	if (stalled(_metadata, self, &vm, IOMMU_HWPT_ALLOC, true, 0))
 		SKIP(return, NEEDS_UFFD);
-	EXPECT_EQ(-ENODEV, _test_cmd_set_dirty_tracking(
-				   vm.fd, cmd->out_hwpt_id, false));
+	EXPECT_EQ(-ENODEV,
+		  _test_cmd_set_dirty_tracking(vm.fd, cmd->out_hwpt_id, false));
 	ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, cmd->out_hwpt_id));
 	ASSERT_EQ(0, close(vm.fd));
 }
@@ -1169,7 +1176,7 @@ static int call_write_fault(int fd, uint32_t id, struct call *call)
 
 /* Nor is one that reads or answers page faults */
 static void fault_stalled(struct __test_metadata *_metadata,
-			  FIXTURE_DATA(iommufd_lifetime) *self, bool write)
+			  struct _test_data_iommufd_lifetime *self, bool write)
 {
 	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
 	struct uffdio_zeropage zero = {

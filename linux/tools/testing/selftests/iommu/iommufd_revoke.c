@@ -797,6 +797,40 @@ TEST_F_TIMEOUT(iommufd_revoke, L7_unplug_destroy_close_race_unregister, 120)
 	ASSERT_EQ(0, vm_unplug(&self->vm));
 }
 
+/* L9: another instance is refused, unless the driver shares domains */
+TEST_F(iommufd_revoke, L9_parent_of_another_instance)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+	uint32_t iommu_id[2], viommu_id, id;
+	struct vm vm;
+	int i;
+
+	/* The parent is of the fixture's, the device is behind the default */
+	vm = self->vm;
+	ASSERT_EQ(0, vm_plug(&vm, 0));
+	EXPECT_ERRNO(EINVAL, vm_viommu(&vm, &viommu_id));
+	ASSERT_EQ(0, vm_unplug(&vm));
+
+	for (i = 0; i != 2; i++)
+		ASSERT_EQ(0, _test_cmd_iommu_register(self->fd,
+						      MOCK_IOMMU_SHARED_DOMAINS,
+						      &iommu_id[i]));
+	ASSERT_EQ(0, vm_open(&vm, iommu_id[0]));
+	ASSERT_EQ(0, vm_unplug(&vm));
+	ASSERT_EQ(0, vm_plug(&vm, iommu_id[1]));
+	ASSERT_EQ(0, vm_viommu(&vm, &viommu_id));
+	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.parent_id, 0,
+					  0, &id, IOMMU_HWPT_DATA_SELFTEST,
+					  &data, sizeof(data)));
+
+	/* The parent moves to where the vIOMMU is, and is revoked after it */
+	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id[0]));
+	EXPECT_EQ(0, _test_cmd_viommu_call(vm.fd, viommu_id));
+	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id[1]));
+	EXPECT_ERRNO(ENODEV, _test_cmd_viommu_call(vm.fd, viommu_id));
+	ASSERT_EQ(0, close(vm.fd));
+}
+
 static int viommu_on(int fd, uint32_t device_id, uint32_t parent_id,
 		     uint32_t *viommu_id)
 {

@@ -3,9 +3,9 @@
  * Threads of several processes do at random all that can be done with vIOMMUs,
  * HWPTs, and the devices and the physical IOMMUs under them: plug, unplug,
  * allocate, attach, map, send and answer page requests, call, destroy, open,
- * close, register, unregister, and be stopped and killed while at it. Every call must end, with success or with an error that fits, and at the
- * end everything must be as in the beginning. What else may go wrong the kernel
- * tells.
+ * close, register, unregister, and be stopped and killed while at it. Every call
+ * must end, with success or with an error that fits, and at the end everything must
+ * be as in the beginning. What else may go wrong the kernel tells.
  *
  * Usage: iommufd_stress [seconds [seed]]
  */
@@ -188,33 +188,25 @@ err_close:
 static int do_hwpt(struct vm *vm, uint32_t *hwpt, uint64_t *state)
 {
 	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
-	uint32_t pt_id = get(vm->ioas_id), fault_id = 0, flags = 0, id;
+	uint32_t fault_id = 0, flags = 0, id;
 	int ret;
 
-	switch (rnd(state, 4)) {
-	case 0:
-		flags = IOMMU_HWPT_ALLOC_NEST_PARENT;
-		break;
-	case 1:
-		flags = IOMMU_HWPT_ALLOC_DIRTY_TRACKING;
-		break;
-	case 2:
-		if (!with_groups) {
+	if (rnd(state, 2)) {
+		if (!with_groups && rnd(state, 2)) {
 			flags = IOMMU_HWPT_FAULT_ID_VALID;
 			fault_id = get(vm->fault_id);
 		}
-		/* fall through */
-	default:
-		pt_id = get(vm->parent_id);
 		ret = _test_cmd_hwpt_alloc(get(vm->fd), get(vm->device_id),
-					   pt_id, fault_id, flags, &id,
-					   IOMMU_HWPT_DATA_SELFTEST, &data,
+					   get(vm->parent_id), fault_id, flags,
+					   &id, IOMMU_HWPT_DATA_SELFTEST, &data,
 					   sizeof(data));
-		goto out;
+	} else {
+		flags = rnd(state, 2) ? IOMMU_HWPT_ALLOC_NEST_PARENT :
+					IOMMU_HWPT_ALLOC_DIRTY_TRACKING;
+		ret = _test_cmd_hwpt_alloc(get(vm->fd), get(vm->device_id),
+					   get(vm->ioas_id), 0, flags, &id,
+					   IOMMU_HWPT_DATA_NONE, NULL, 0);
 	}
-	ret = _test_cmd_hwpt_alloc(get(vm->fd), get(vm->device_id), pt_id, 0,
-				   flags, &id, IOMMU_HWPT_DATA_NONE, NULL, 0);
-out:
 	if (!ret)
 		set(*hwpt, id);
 	return ret;
@@ -524,10 +516,11 @@ int main(int argc, char *argv[])
 			       strerror(shared->bad_errno));
 	ksft_test_result(!shared->bad_op, "every error fits\n");
 
-	ksft_print_msg("met what was revoked: %llu calls a vIOMMU, %llu attaches a device or HWPT, %llu page requests a device; %llu allocations an IOMMU that goes away\n",
+	ksft_print_msg("met a revoked one: %llu calls, %llu attaches, %llu page requests\n",
 		       (unsigned long long)shared->revoked,
 		       (unsigned long long)shared->hwpt_revoked,
-		       (unsigned long long)shared->device_revoked,
+		       (unsigned long long)shared->device_revoked);
+	ksft_print_msg("%llu allocations met an IOMMU that goes away\n",
 		       (unsigned long long)shared->alloc_late);
 	good = shared->revoked && shared->done[OP_CALL] &&
 	       shared->hwpt_revoked && shared->done[OP_ATTACH] &&
