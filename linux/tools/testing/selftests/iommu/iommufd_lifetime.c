@@ -17,7 +17,6 @@
  *  L14  a HWPT is revoked with the IOMMU, and the IOAS stays as it is
  */
 #define _GNU_SOURCE
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <linux/vfio.h>
 
@@ -222,6 +221,8 @@ FIXTURE_VARIANT(iommufd_lifetime_bound)
 	bool nested;
 	bool fault;
 	bool group;
+	/* The other one of the group is bound, but not attached */
+	bool bind_only;
 };
 
 FIXTURE_VARIANT_ADD(iommufd_lifetime_bound, ioas)
@@ -247,6 +248,12 @@ FIXTURE_VARIANT_ADD(iommufd_lifetime_bound, fault)
 FIXTURE_VARIANT_ADD(iommufd_lifetime_bound, group)
 {
 	.group = true,
+};
+
+FIXTURE_VARIANT_ADD(iommufd_lifetime_bound, group_bound)
+{
+	.group = true,
+	.bind_only = true,
 };
 
 FIXTURE_SETUP(iommufd_lifetime_bound)
@@ -296,7 +303,13 @@ FIXTURE_SETUP(iommufd_lifetime_bound)
 							   NULL));
 	if (variant->group) {
 		self->other = self->vm;
-		ASSERT_EQ(0, vm_plug(&self->other, self->iommu_id));
+		flags = variant->bind_only ? MOCK_FLAGS_DEVICE_BIND_ONLY : 0;
+		ASSERT_EQ(0, _test_cmd_mock_domain_iommu(self->vm.fd,
+							 self->vm.ioas_id,
+							 self->iommu_id, flags,
+							 &self->other.stdev_id,
+							 NULL,
+							 &self->other.device_id));
 	}
 }
 
@@ -771,7 +784,6 @@ TEST_F(iommufd_lifetime, L14_ioas_stays)
 	ASSERT_EQ(0, close(vm.fd));
 }
 
-/* What the device has reserved is not, when it is gone */
 TEST_F(iommufd_lifetime, L14_vfio_compat)
 {
 	struct iommu_vfio_ioas vfio_ioas = {
