@@ -383,6 +383,26 @@ static void test_claimed(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 0, high->revoked);
 }
 
+/* One who lets go of two, the newer of which needs the older */
+static void test_claimed_both(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct test_holder *low, *high;
+	unsigned int count = 0;
+
+	low = test_hold(test, &count, &test_holder_ops);
+	high = test_hold(test, &count, &test_holder_ops);
+	KUNIT_EXPECT_TRUE(test, iommu_device_claim_holder(&low->holder));
+	KUNIT_EXPECT_TRUE(test, iommu_device_claim_holder(&high->holder));
+	unregister_start(test);
+	KUNIT_EXPECT_TRUE(test, unregister_waits(t));
+	iommu_device_put_holder(&high->holder);
+	KUNIT_EXPECT_TRUE(test, unregister_waits(t));
+	iommu_device_put_holder(&low->holder);
+	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
+	KUNIT_EXPECT_EQ(test, 0, count);
+}
+
 /* The same for one that is found by the revocation before it is claimed */
 static void test_claimed_late(struct kunit *test)
 {
@@ -547,6 +567,7 @@ static struct kunit_case iommu_device_test_cases[] = {
 	KUNIT_CASE(test_revoke_newest_first),
 	KUNIT_CASE(test_movable),
 	KUNIT_CASE(test_claimed),
+	KUNIT_CASE(test_claimed_both),
 	KUNIT_CASE(test_claimed_late),
 	KUNIT_CASE(test_claim_during_revoke),
 	KUNIT_CASE(test_hang_is_reported),

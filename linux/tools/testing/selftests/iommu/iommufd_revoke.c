@@ -15,6 +15,8 @@
  *  L6   a revoked vIOMMU is an ID that answers ENODEV and can be destroyed
  *  L7   the driver's destroy is called once
  *  L8   the driver's module stays loaded as long as there is a vIOMMU
+ *  L9   a vIOMMU is for all devices behind its physical IOMMU, and for no other
+ *  L10  a vDEVICE goes with its device, and its ID is not used again
  *  L12  what fails leaves nothing behind
  */
 #define _GNU_SOURCE
@@ -829,6 +831,456 @@ TEST_F(iommufd_revoke, L9_parent_of_another_instance)
 	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id[1]));
 	EXPECT_ERRNO(ENODEV, _test_cmd_viommu_call(vm.fd, viommu_id));
 	ASSERT_EQ(0, close(vm.fd));
+}
+
+/*
+ * What lives on a vIOMMU. Each of the calls is in the driver when unregister begins;
+ * the device is in use by some of them.
+ */
+static struct iommu_hwpt_selftest nested_data = {
+	.iotlb = IOMMU_TEST_IOTLB_DEFAULT,
+};
+
+static int call_nested(int fd, uint32_t id, struct call *call)
+{
+	return _test_cmd_hwpt_alloc(fd, call->vm->device_id, id, 0, 0,
+				    &call->out_id, IOMMU_HWPT_DATA_SELFTEST,
+				    &nested_data, sizeof(nested_data));
+}
+
+static int call_vdevice(int fd, uint32_t id, struct call *call)
+{
+	return _test_cmd_vdevice_alloc(fd, id, call->vm->device_id, 1,
+				       &call->out_id);
+}
+
+static int call_invalidate(int fd, uint32_t id, struct call *call)
+{
+	struct iommu_viommu_invalidate_selftest inv = { .vdev_id = 1 };
+	uint32_t num = 1;
+
+	return _test_cmd_hwpt_invalidate(fd, id, &inv,
+					 IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST,
+					 sizeof(inv), &num);
+}
+
+TEST_F(iommufd_revoke, L5_parked_in_nested_alloc)
+{
+	struct call call = { .fn = call_nested, .fd = self->vm.fd,
+			     .vm = &self->vm };
+
+	ASSERT_EQ(0, vm_viommu(&self->vm, &call.id));
+	parked(_metadata, self, MOCK_PARK_NESTED_ALLOC, &call, -ENODEV, false);
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, call.id));
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->vm.parent_id));
+}
+
+TEST_F(iommufd_revoke, L5_parked_in_vdevice_init)
+{
+	struct call call = { .fn = call_vdevice, .fd = self->vm.fd,
+			     .vm = &self->vm };
+
+	ASSERT_EQ(0, vm_viommu(&self->vm, &call.id));
+	parked(_metadata, self, MOCK_PARK_VDEVICE_INIT, &call, -ENODEV, false);
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, call.id));
+}
+
+TEST_F(iommufd_revoke, L3_parked_in_invalidate)
+{
+	struct call call = { .fn = call_invalidate, .fd = self->vm.fd,
+			     .vm = &self->vm };
+	uint32_t vdevice_id;
+
+	ASSERT_EQ(0, vm_viommu(&self->vm, &call.id));
+	ASSERT_EQ(0, _test_cmd_vdevice_alloc(self->vm.fd, call.id,
+					     self->vm.device_id, 1,
+					     &vdevice_id));
+	/* The vDEVICE goes before the vIOMMU, so the device is not found */
+	parked(_metadata, self, MOCK_PARK_INVALIDATE, &call, -EINVAL, true);
+	EXPECT_EQ(-1, call.fn(call.fd, call.id, &call));
+	EXPECT_EQ(ENODEV, errno);
+}
+
+TEST_F(iommufd_revoke, L7_parked_in_vdevice_destroy)
+{
+	struct call call = { .fn = call_destroy, .fd = self->vm.fd };
+	uint32_t viommu_id;
+
+	ASSERT_EQ(0, vm_viommu(&self->vm, &viommu_id));
+	ASSERT_EQ(0, _test_cmd_vdevice_alloc(self->vm.fd, viommu_id,
+					     self->vm.device_id, 1, &call.id));
+	parked(_metadata, self, MOCK_PARK_VDEVICE_DESTROY, &call, 0, false);
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, viommu_id));
+}
+
+/* Who comes when the revocation has the vDEVICE in its hands waits for it */
+static void vdevice_revoking(struct __test_metadata *_metadata,
+			     struct _test_data_iommufd_revoke *self,
+			     uint32_t *vdevice_id, struct call *call)
+{
+	struct call unreg = { .fn = call_unregister, .fd = self->fd,
+			      .id = self->iommu_id };
+	uint32_t viommu_id;
+
+	ASSERT_EQ(0, vm_viommu(&self->vm, &viommu_id));
+	ASSERT_EQ(0, _test_cmd_vdevice_alloc(self->vm.fd, viommu_id,
+					     self->vm.device_id, 1,
+					     vdevice_id));
+	park(VDEVICE_DESTROY, ARM);
+	call_start(&unreg);
+	park(VDEVICE_DESTROY, WAIT);
+	call_start(call);
+	EXPECT_WAITING(call);
+	EXPECT_WAITING(&unreg);
+	park(VDEVICE_DESTROY, RELEASE);
+	EXPECT_EQ(0, call_end(call));
+	EXPECT_EQ(0, call_end(&unreg));
+}
+
+TEST_F(iommufd_revoke, L7_vdevice_destroy_during_revocation)
+{
+	struct call call = { .fn = call_destroy, .fd = self->vm.fd };
+
+	vdevice_revoking(_metadata, self, &call.id, &call);
+	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(self->vm.fd, call.id));
+	ASSERT_EQ(0, vm_unplug(&self->vm));
+}
+
+TEST_F(iommufd_revoke, L10_unplug_during_revocation)
+{
+	struct call call = { .fn = call_destroy, .fd = self->vm.fd,
+			     .id = self->vm.stdev_id };
+	uint32_t vdevice_id;
+
+	vdevice_revoking(_metadata, self, &vdevice_id, &call);
+	/* It was revoked, which comes first */
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, vdevice_id));
+}
+
+TEST_F(iommufd_revoke, L7_close_during_vdevice_revocation)
+{
+	struct call call = { .fn = call_close, .fd = self->vm.fd };
+	uint32_t vdevice_id;
+
+	vdevice_revoking(_metadata, self, &vdevice_id, &call);
+	self->vm.fd = -1;
+}
+
+/* L10, L3: the unplug has the vDEVICE in its hands when unregister begins */
+TEST_F(iommufd_revoke, L10_unregister_during_unplug)
+{
+	struct call unplug = { .fn = call_destroy, .fd = self->vm.fd,
+			       .id = self->vm.stdev_id };
+	uint32_t viommu_id, vdevice_id;
+	struct call unreg;
+
+	ASSERT_EQ(0, vm_viommu(&self->vm, &viommu_id));
+	ASSERT_EQ(0, _test_cmd_vdevice_alloc(self->vm.fd, viommu_id,
+					     self->vm.device_id, 1,
+					     &vdevice_id));
+	park(VDEVICE_DESTROY, ARM);
+	call_start(&unplug);
+	park(VDEVICE_DESTROY, WAIT);
+	unregister_start(_metadata, self, &unreg);
+	EXPECT_WAITING(&unplug);
+	EXPECT_WAITING(&unreg);
+	park(VDEVICE_DESTROY, RELEASE);
+	EXPECT_EQ(0, call_end(&unplug));
+	EXPECT_EQ(0, call_end(&unreg));
+	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(self->vm.fd, vdevice_id));
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, viommu_id));
+}
+
+/* A VM with one of everything, in whatever state it can be */
+struct full_vm {
+	struct vm vm;
+	uint32_t viommu_id;
+	uint32_t vdevice_id;
+	uint32_t nested_id;
+	uint32_t unused_id;
+	uint32_t fault_id;
+	uint32_t fault_fd;
+	uint32_t veventq_id;
+	int veventq_fd;
+	uint32_t hw_queue_id[2];
+	uint32_t *map;
+	struct iommu_viommu_selftest data;
+	__u64 iova;
+};
+
+/* To be used with ASSERT_EQ(0, ...) */
+static int full_vm_open(struct full_vm *full, uint32_t iommu_id)
+{
+	struct vm *vm = &full->vm;
+	struct iommu_test_cmd iopf = {
+		.size = sizeof(iopf),
+		.op = IOMMU_TEST_OP_TRIGGER_IOPF,
+		.trigger_iopf = {
+			.pasid = 0x1,
+			.perm = IOMMU_PGFAULT_PERM_READ,
+		},
+	};
+	struct iommu_hwpt_pgfault fault;
+	int i;
+
+	if (vm_open(vm, iommu_id))
+		return 1;
+	full->iova = MOCK_APERTURE_START;
+	if (_test_ioctl_ioas_map(vm->fd, vm->ioas_id, buffer, PAGE_SIZE,
+				 &full->iova,
+				 IOMMU_IOAS_MAP_FIXED_IOVA |
+					 IOMMU_IOAS_MAP_WRITEABLE |
+					 IOMMU_IOAS_MAP_READABLE))
+		return 2;
+	full->data.in_data = 0x12345678;
+	if (_test_cmd_viommu_alloc(vm->fd, vm->device_id, vm->parent_id, 0,
+				   IOMMU_VIOMMU_TYPE_SELFTEST, &full->data,
+				   sizeof(full->data), &full->viommu_id))
+		return 3;
+	full->map = mmap(NULL, full->data.out_mmap_length,
+			 PROT_READ | PROT_WRITE, MAP_SHARED, vm->fd,
+			 full->data.out_mmap_offset);
+	if (full->map == MAP_FAILED || *full->map != full->data.in_data)
+		return 4;
+	if (_test_cmd_vdevice_alloc(vm->fd, full->viommu_id, vm->device_id, 1,
+				    &full->vdevice_id))
+		return 5;
+	if (_test_ioctl_fault_alloc(vm->fd, &full->fault_id, &full->fault_fd))
+		return 6;
+	if (_test_cmd_hwpt_alloc(vm->fd, vm->device_id, full->viommu_id,
+				 full->fault_id, IOMMU_HWPT_FAULT_ID_VALID,
+				 &full->nested_id, IOMMU_HWPT_DATA_SELFTEST,
+				 &nested_data, sizeof(nested_data)))
+		return 7;
+	if (_test_cmd_hwpt_alloc(vm->fd, vm->device_id, full->viommu_id, 0, 0,
+				 &full->unused_id, IOMMU_HWPT_DATA_SELFTEST,
+				 &nested_data, sizeof(nested_data)))
+		return 8;
+	if (_test_cmd_mock_domain_replace(vm->fd, vm->stdev_id, full->nested_id,
+					  NULL))
+		return 9;
+	/* One fault is not answered, another one not read */
+	iopf.trigger_iopf.dev_id = vm->device_id;
+	for (i = 0; i != 2; i++) {
+		iopf.trigger_iopf.grpid = i;
+		if (ioctl(vm->fd, IOMMU_TEST_CMD, &iopf))
+			return 10;
+		if (!i && read(full->fault_fd, &fault, sizeof(fault)) !=
+				  sizeof(fault))
+			return 11;
+	}
+	/* Full, and events are lost */
+	if (_test_cmd_veventq_alloc(vm->fd, full->viommu_id,
+				    IOMMU_VEVENTQ_TYPE_SELFTEST, 2,
+				    &full->veventq_id, &full->veventq_fd))
+		return 12;
+	for (i = 0; i != 3; i++)
+		if (_test_cmd_trigger_vevent(vm->fd, vm->device_id, false))
+			return 13;
+	for (i = 0; i != 2; i++)
+		if (_test_cmd_hw_queue_alloc(vm->fd, full->viommu_id,
+					     IOMMU_HW_QUEUE_TYPE_SELFTEST, i,
+					     full->iova, PAGE_SIZE,
+					     &full->hw_queue_id[i]))
+			return 14;
+	return 0;
+}
+
+/* Touching what is mapped; in a process of its own, for it may not survive it */
+static int map_signal(uint32_t *map)
+{
+	int status;
+	pid_t pid = fork();
+
+	if (pid == -1)
+		return -1;
+	if (!pid) {
+		signal(SIGBUS, SIG_DFL);
+		_exit(__atomic_load_n(map, __ATOMIC_RELAXED) ? 0 : 1);
+	}
+	if (waitpid(pid, &status, 0) != pid)
+		return -1;
+	return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+}
+
+static int call_poll(int fd, uint32_t id, struct call *call)
+{
+	struct pollfd pollfd = { .fd = fd, .events = POLLIN };
+
+	if (poll(&pollfd, 1, 10000) != 1)
+		return -1;
+	call->out_id = pollfd.revents;
+	return 0;
+}
+
+/* L6, L7: all of them are revoked, the ones on top first, and can be destroyed */
+TEST_F(iommufd_revoke, L6_everything)
+{
+	struct {
+		struct iommufd_vevent_header header;
+		struct iommu_viommu_event_selftest event;
+	} event;
+	struct full_vm full, other;
+	struct pollfd pollfd;
+	struct call polling;
+	uint32_t type_id;
+	int type_fd;
+
+	ASSERT_EQ(0, full_vm_open(&full, self->iommu_id));
+	ASSERT_EQ(0, full_vm_open(&other, 0));
+	/* And one that is asleep, in a queue that is empty */
+	ASSERT_EQ(0, _test_cmd_veventq_alloc(full.vm.fd, full.viommu_id,
+					     IOMMU_VEVENTQ_TYPE_SELFTEST + 1, 1,
+					     &type_id, &type_fd));
+	polling = (struct call){ .fn = call_poll, .fd = type_fd };
+	call_start(&polling);
+	EXPECT_WAITING(&polling);
+
+	unregister();
+	EXPECT_EQ(0, call_end(&polling));
+	EXPECT_EQ(POLLHUP, polling.out_id);
+	EXPECT_EQ(SIGBUS, map_signal(full.map));
+
+	/* Every ioctl, by every ID */
+#define gone(call) EXPECT_ERRNO(ENODEV, call)
+	gone(_test_cmd_viommu_call(full.vm.fd, full.viommu_id));
+	gone(_test_cmd_vdevice_alloc(full.vm.fd, full.viommu_id,
+				     full.vm.device_id, 2, NULL));
+	gone(_test_cmd_veventq_alloc(full.vm.fd, full.viommu_id, 5, 1, &type_id,
+				     &type_fd));
+	gone(_test_cmd_hw_queue_alloc(full.vm.fd, full.viommu_id,
+				      IOMMU_HW_QUEUE_TYPE_SELFTEST, 0,
+				      full.iova, PAGE_SIZE, NULL));
+	gone(_test_cmd_trigger_vevent(full.vm.fd, full.vm.device_id, false));
+	polling = (struct call){ .fn = call_invalidate, .fd = full.vm.fd };
+#define gone_id(_id)                                                       \
+	({                                                                 \
+		uint32_t __id = _id;                                       \
+									   \
+		gone(call_invalidate(full.vm.fd, __id, &polling));         \
+		gone(_test_cmd_mock_domain_replace(full.vm.fd,             \
+						   full.vm.stdev_id, __id, \
+						   NULL));                 \
+	})
+	gone_id(full.viommu_id);
+	gone_id(full.nested_id);
+	gone_id(full.unused_id);
+	gone_id(full.vdevice_id);
+	gone_id(full.veventq_id);
+	gone_id(full.hw_queue_id[0]);
+	gone_id(full.hw_queue_id[1]);
+#undef gone_id
+#undef gone
+
+	/* The events are there still, and that one was lost */
+	pollfd = (struct pollfd){ .fd = full.veventq_fd, .events = POLLIN };
+	ASSERT_EQ(1, poll(&pollfd, 1, 0));
+	EXPECT_EQ(POLLIN, pollfd.revents);
+	ASSERT_EQ(sizeof(event), read(full.veventq_fd, &event, sizeof(event)));
+	EXPECT_EQ(0, event.header.sequence);
+	EXPECT_EQ(1, event.event.virt_id);
+	ASSERT_EQ(sizeof(event), read(full.veventq_fd, &event, sizeof(event)));
+	ASSERT_EQ(sizeof(event.header),
+		  read(full.veventq_fd, &event, sizeof(event)));
+	EXPECT_EQ(IOMMU_VEVENTQ_FLAG_LOST_EVENTS, event.header.flags);
+	EXPECT_EQ(2, event.header.sequence);
+	EXPECT_ERRNO(ENODEV, read(full.veventq_fd, &event, sizeof(event)));
+	ASSERT_EQ(1, poll(&pollfd, 1, 0));
+	EXPECT_EQ(POLLHUP, pollfd.revents);
+
+	/*
+	 * Each can be destroyed, in the order of the allocation, but for what has
+	 * a user in user space: the file of a queue
+	 */
+	ASSERT_EQ(0, _test_ioctl_destroy(full.vm.fd, full.vm.parent_id));
+	ASSERT_EQ(0, _test_ioctl_destroy(full.vm.fd, full.viommu_id));
+	ASSERT_EQ(0, _test_ioctl_destroy(full.vm.fd, full.vdevice_id));
+	ASSERT_EQ(0, _test_ioctl_destroy(full.vm.fd, full.nested_id));
+	ASSERT_EQ(0, _test_ioctl_destroy(full.vm.fd, full.unused_id));
+	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(full.vm.fd, full.veventq_id));
+	ASSERT_EQ(0, close(full.veventq_fd));
+	ASSERT_EQ(0, _test_ioctl_destroy(full.vm.fd, full.veventq_id));
+	ASSERT_EQ(0, _test_ioctl_destroy(full.vm.fd, full.hw_queue_id[0]));
+	ASSERT_EQ(0, _test_ioctl_destroy(full.vm.fd, full.hw_queue_id[1]));
+	ASSERT_EQ(0, vm_unplug(&full.vm));
+	ASSERT_EQ(0, munmap(full.map, full.data.out_mmap_length));
+
+	/* The other VM has not noticed anything */
+	EXPECT_EQ(0, _test_cmd_viommu_call(other.vm.fd, other.viommu_id));
+	EXPECT_EQ(other.data.in_data, *other.map);
+	EXPECT_EQ(0, call_invalidate(other.vm.fd, other.viommu_id, &polling));
+	ASSERT_EQ(sizeof(event), read(other.veventq_fd, &event, sizeof(event)));
+	EXPECT_EQ(0, _test_cmd_trigger_vevent(other.vm.fd, other.vm.device_id,
+					      false));
+	EXPECT_ERRNO(EBUSY,
+		     _test_ioctl_destroy(other.vm.fd, other.viommu_id));
+
+	ASSERT_EQ(0, close(type_fd));
+	ASSERT_EQ(0, close(full.fault_fd));
+	ASSERT_EQ(0, close(full.vm.fd));
+	ASSERT_EQ(0, munmap(other.map, other.data.out_mmap_length));
+	ASSERT_EQ(0, close(other.veventq_fd));
+	ASSERT_EQ(0, close(other.fault_fd));
+	ASSERT_EQ(0, close(other.vm.fd));
+}
+
+/* The same when everything is closed without a word, before or after */
+TEST_F(iommufd_revoke, L7_close_with_everything)
+{
+	struct full_vm full[2];
+	uint64_t before;
+	int i;
+
+	before = destroys();
+	for (i = 0; i != 2; i++) {
+		ASSERT_EQ(0, full_vm_open(&full[i], self->iommu_id));
+		/* The file of the vIOMMU stays, since these are open */
+		ASSERT_EQ(0, close(full[i].vm.fd));
+	}
+	ASSERT_EQ(0, close(full[0].veventq_fd));
+	ASSERT_EQ(0, close(full[0].fault_fd));
+	ASSERT_EQ(0, munmap(full[0].map, full[0].data.out_mmap_length));
+	EXPECT_EQ(before + 1, destroys());
+	unregister();
+	EXPECT_EQ(before + 2, destroys());
+	EXPECT_EQ(SIGBUS, map_signal(full[1].map));
+	ASSERT_EQ(0, munmap(full[1].map, full[1].data.out_mmap_length));
+	ASSERT_EQ(0, close(full[1].fault_fd));
+	ASSERT_EQ(0, close(full[1].veventq_fd));
+	EXPECT_EQ(before + 2, destroys());
+}
+
+static int call_close_full(int fd, uint32_t id, struct call *call)
+{
+	struct full_vm *full = call->arg;
+
+	return munmap(full->map, full->data.out_mmap_length) |
+	       close(full->veventq_fd) | close(full->fault_fd) |
+	       close(full->vm.fd);
+}
+
+TEST_F_TIMEOUT(iommufd_revoke, L7_close_with_everything_races, 120)
+{
+	struct call unreg, closing;
+	struct full_vm full;
+	uint32_t iommu_id;
+	int i;
+
+	for (i = 0; i != 50; i++) {
+		ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0, &iommu_id));
+		ASSERT_EQ(0, full_vm_open(&full, iommu_id));
+		unreg = (struct call){ .fn = call_unregister, .fd = self->fd,
+				       .id = iommu_id };
+		closing = (struct call){ .fn = call_close_full, .arg = &full };
+		call_start(i % 2 ? &unreg : &closing);
+		/* From one end of the overlap to the other */
+		if (i > 2)
+			usleep(i * 50);
+		call_start(i % 2 ? &closing : &unreg);
+		ASSERT_EQ(0, call_end(&closing));
+		ASSERT_EQ(0, call_end(&unreg));
+	}
+	ASSERT_EQ(0, vm_unplug(&self->vm));
 }
 
 static int viommu_on(int fd, uint32_t device_id, uint32_t parent_id,

@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The vIOMMU object: what IOMMU_VIOMMU_ALLOC accepts, what the object holds and
- * what it does not, and how it gets on with devices that come and go.
+ * The vIOMMU object, the vDEVICEs and the nested HWPTs on it, and invalidation: what
+ * the ioctls accept, what the objects hold and what they do not, and how they get on
+ * with devices that come and go. Names that begin with L9 and the like are explained
+ * in iommufd_revoke.c.
  */
-#include <pthread.h>
-#include <stdlib.h>
-#include <string.h>
+#define _GNU_SOURCE
+#include <signal.h>
 #include <sys/mman.h>
-#include <time.h>
+#include <sys/wait.h>
 
 #define __EXPORTED_HEADERS__
-#include "iommufd_utils.h"
+#include "iommufd_race.h"
 
 static __attribute__((constructor)) void setup_sizes(void)
 {
 	PAGE_SIZE = sysconf(_SC_PAGE_SIZE);
 	BUFFER_SIZE = PAGE_SIZE * 2;
 	buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE,
-		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	assert(buffer != MAP_FAILED);
 }
 
@@ -445,6 +446,1173 @@ TEST_F(iommufd_viommu, unplug_during_alloc)
 		test_cmd_mock_domain(self->ioas_id, &self->stdev_id, NULL,
 				     &self->device_id);
 	}
+}
+
+/* One device of the fixture's, another one, and a vIOMMU */
+FIXTURE(iommufd_vdevice)
+{
+	int fd;
+	uint32_t ioas_id;
+	uint32_t stdev_id;
+	uint32_t device_id;
+	uint32_t parent_id;
+	uint32_t other_stdev_id;
+	uint32_t other_device_id;
+	uint32_t viommu_id;
+};
+
+FIXTURE_SETUP(iommufd_vdevice)
+{
+	self->fd = open("/dev/iommu", O_RDWR);
+	ASSERT_NE(-1, self->fd);
+	ASSERT_EQ(0, unpark_all(self->fd));
+	test_ioctl_ioas_alloc(&self->ioas_id);
+	test_cmd_mock_domain(self->ioas_id, &self->stdev_id, NULL,
+			     &self->device_id);
+	test_cmd_hwpt_alloc(self->device_id, self->ioas_id,
+			    IOMMU_HWPT_ALLOC_NEST_PARENT, &self->parent_id);
+	test_cmd_mock_domain(self->ioas_id, &self->other_stdev_id, NULL,
+			     &self->other_device_id);
+	alloc_viommu(&self->viommu_id);
+}
+
+FIXTURE_TEARDOWN(iommufd_vdevice)
+{
+	EXPECT_EQ(0, unpark_all(self->fd));
+	teardown_iommufd(self->fd, _metadata);
+}
+
+static struct iommu_vdevice_alloc vdevice_cmd(uint32_t viommu_id,
+					      uint32_t dev_id, uint64_t virt_id)
+{
+	return (struct iommu_vdevice_alloc){
+		.size = sizeof(struct iommu_vdevice_alloc),
+		.viommu_id = viommu_id,
+		.dev_id = dev_id,
+		.virt_id = virt_id,
+	};
+}
+
+static int call_vdevice(int fd, uint32_t id, struct call *call)
+{
+	return ioctl(fd, IOMMU_VDEVICE_ALLOC, call->arg);
+}
+
+/* Whether a virtual ID leads to the device, which has its cache back afterwards */
+static int invalidate(int fd, uint32_t viommu_id, uint32_t virt_id)
+{
+	struct iommu_viommu_invalidate_selftest inv = {
+		.vdev_id = virt_id,
+		.flags = IOMMU_TEST_INVALIDATE_FLAG_ALL,
+	};
+	uint32_t num = 1;
+
+	return _test_cmd_hwpt_invalidate(fd, viommu_id, &inv,
+					 IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST,
+					 sizeof(inv), &num);
+}
+
+TEST_F(iommufd_vdevice, alloc)
+{
+	static const uint64_t virt_ids[] = { 0, 1, 0x99, UINT32_MAX,
+					     1ULL << 32, UINT64_MAX };
+	uint32_t vdevice_id;
+	unsigned int i;
+
+	for (i = 0; i != ARRAY_SIZE(virt_ids); i++) {
+		test_cmd_vdevice_alloc(self->viommu_id, self->device_id,
+				       virt_ids[i], &vdevice_id);
+		/* The vIOMMU is in use, and the vDEVICE by nobody */
+		EXPECT_ERRNO(EBUSY,
+			     _test_ioctl_destroy(self->fd, self->viommu_id));
+		test_ioctl_destroy(vdevice_id);
+		EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(self->fd, vdevice_id));
+	}
+	test_ioctl_destroy(self->viommu_id);
+	test_ioctl_destroy(self->parent_id);
+}
+
+TEST_F(iommufd_vdevice, bad_arguments)
+{
+	struct iommu_vdevice_alloc cmd =
+		vdevice_cmd(self->viommu_id, self->device_id, 1);
+	uint32_t id = free_id(self->fd);
+
+#define test_err_cmd(_errno, field, value)                                \
+	({                                                                \
+		struct iommu_vdevice_alloc bad = cmd;                     \
+									  \
+		bad.field = value;                                        \
+		EXPECT_ERRNO(_errno,                                      \
+			     ioctl(self->fd, IOMMU_VDEVICE_ALLOC, &bad)); \
+		EXPECT_EQ(0, bad.out_vdevice_id);                         \
+		EXPECT_EQ(id, free_id(self->fd));                         \
+	})
+	test_err_cmd(ENOENT, viommu_id, 0);
+	test_err_cmd(ENOENT, viommu_id, UINT32_MAX);
+	test_err_cmd(ENOENT, viommu_id, self->parent_id);
+	test_err_cmd(ENOENT, viommu_id, self->device_id);
+	test_err_cmd(ENOENT, dev_id, 0);
+	test_err_cmd(ENOENT, dev_id, UINT32_MAX);
+	test_err_cmd(ENOENT, dev_id, self->stdev_id);
+	test_err_cmd(ENOENT, dev_id, self->viommu_id);
+#undef test_err_cmd
+	/* Not after all this, and so nothing has been left behind */
+	test_ioctl_destroy(self->viommu_id);
+}
+
+TEST_F(iommufd_vdevice, size)
+{
+	struct {
+		struct iommu_vdevice_alloc cmd;
+		uint8_t more[64];
+	} arg = { .cmd = vdevice_cmd(self->viommu_id, self->device_id, 7) };
+	uint32_t size;
+
+	ASSERT_EQ(24, sizeof(arg.cmd));
+	for (size = 0; size != sizeof(arg.cmd); size++) {
+		arg.cmd.size = size;
+		EXPECT_ERRNO(EINVAL,
+			     ioctl(self->fd, IOMMU_VDEVICE_ALLOC, &arg));
+	}
+	for (; size != sizeof(arg); size++) {
+		arg.cmd.size = size;
+		ASSERT_EQ(0, ioctl(self->fd, IOMMU_VDEVICE_ALLOC, &arg));
+		test_ioctl_destroy(arg.cmd.out_vdevice_id);
+	}
+	for (size = 0; size != sizeof(arg.more); size++) {
+		arg.cmd.size = sizeof(arg);
+		arg.more[size] = 1;
+		EXPECT_ERRNO(E2BIG, ioctl(self->fd, IOMMU_VDEVICE_ALLOC, &arg));
+		arg.more[size] = 0;
+	}
+	EXPECT_ERRNO(EFAULT, ioctl(self->fd, IOMMU_VDEVICE_ALLOC, NULL));
+	test_ioctl_destroy(self->viommu_id);
+}
+
+/* A device has one vDEVICE, a virtual ID is one device's of a vIOMMU */
+TEST_F(iommufd_vdevice, exists)
+{
+	uint32_t viommu_id, vdevice_id, other_id, id;
+
+	alloc_viommu(&viommu_id);
+	test_cmd_vdevice_alloc(self->viommu_id, self->device_id, 1,
+			       &vdevice_id);
+	id = free_id(self->fd);
+
+	test_err_vdevice_alloc(EEXIST, self->viommu_id, self->device_id, 1);
+	test_err_vdevice_alloc(EEXIST, self->viommu_id, self->device_id, 2);
+	test_err_vdevice_alloc(EEXIST, viommu_id, self->device_id, 1);
+	test_err_vdevice_alloc(EEXIST, self->viommu_id, self->other_device_id,
+			       1);
+	EXPECT_EQ(id, free_id(self->fd));
+
+	/* The IDs of another vIOMMU are no concern of this one */
+	test_cmd_vdevice_alloc(viommu_id, self->other_device_id, 1, &other_id);
+	test_ioctl_destroy(other_id);
+	test_cmd_vdevice_alloc(self->viommu_id, self->other_device_id, 2,
+			       &other_id);
+	test_ioctl_destroy(vdevice_id);
+	test_cmd_vdevice_alloc(viommu_id, self->device_id, 2, &vdevice_id);
+}
+
+/* A virtual ID leads to its device as long as there is the vDEVICE, and no longer */
+TEST_F(iommufd_vdevice, find_by_virtual_id)
+{
+	uint32_t vdevice_id, other_id;
+
+	EXPECT_ERRNO(EINVAL, invalidate(self->fd, self->viommu_id, 1));
+	test_cmd_vdevice_alloc(self->viommu_id, self->device_id, 1,
+			       &vdevice_id);
+	test_cmd_vdevice_alloc(self->viommu_id, self->other_device_id, 2,
+			       &other_id);
+	ASSERT_EQ(0, invalidate(self->fd, self->viommu_id, 2));
+	test_cmd_dev_check_cache_all(self->device_id,
+				     IOMMU_TEST_DEV_CACHE_DEFAULT);
+	test_cmd_dev_check_cache_all(self->other_device_id, 0);
+
+	test_ioctl_destroy(vdevice_id);
+	EXPECT_ERRNO(EINVAL, invalidate(self->fd, self->viommu_id, 1));
+	test_ioctl_destroy(other_id);
+
+	/* Now it is the other way round */
+	test_cmd_vdevice_alloc(self->viommu_id, self->device_id, 2,
+			       &vdevice_id);
+	ASSERT_EQ(0, invalidate(self->fd, self->viommu_id, 2));
+	test_cmd_dev_check_cache_all(self->device_id, 0);
+}
+
+/* There are many of them */
+TEST_F_TIMEOUT(iommufd_vdevice, many, 120)
+{
+	enum { NUM = 300 };
+	uint32_t stdev_id[NUM], device_id[NUM], vdevice_id[NUM];
+	int i;
+
+	for (i = 0; i != NUM; i++) {
+		test_cmd_mock_domain(self->ioas_id, &stdev_id[i], NULL,
+				     &device_id[i]);
+		/* Far from each other, and from the order in which they come */
+		test_cmd_vdevice_alloc(self->viommu_id, device_id[i],
+				       (i * 7919ULL) << 32 | i, &vdevice_id[i]);
+	}
+	for (i = 0; i != NUM; i += 3)
+		test_ioctl_destroy(vdevice_id[i]);
+	for (i = 1; i < NUM; i += 3)
+		test_ioctl_destroy(stdev_id[i]);
+	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(self->fd, self->viommu_id));
+	for (i = 2; i < NUM; i += 3)
+		test_ioctl_destroy(vdevice_id[i]);
+	for (i = 1; i < NUM; i += 3)
+		EXPECT_ERRNO(ENOENT,
+			     _test_ioctl_destroy(self->fd, vdevice_id[i]));
+	test_ioctl_destroy(self->viommu_id);
+}
+
+/* L12: the answer cannot be given, so there is no vDEVICE */
+TEST_F(iommufd_vdevice, L12_readonly_argument)
+{
+	uint32_t id = free_id(self->fd);
+	uint32_t vdevice_id;
+
+	*(struct iommu_vdevice_alloc *)buffer =
+		vdevice_cmd(self->viommu_id, self->device_id, 1);
+	ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
+	EXPECT_ERRNO(EFAULT, ioctl(self->fd, IOMMU_VDEVICE_ALLOC, buffer));
+	ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ | PROT_WRITE));
+
+	EXPECT_EQ(id, free_id(self->fd));
+	EXPECT_ERRNO(EINVAL, invalidate(self->fd, self->viommu_id, 1));
+	test_cmd_vdevice_alloc(self->viommu_id, self->device_id, 1,
+			       &vdevice_id);
+	test_ioctl_destroy(vdevice_id);
+	test_ioctl_destroy(self->viommu_id);
+}
+
+/* L9: a device that comes later is welcome, one behind another IOMMU is not */
+TEST_F(iommufd_vdevice, L9_behind_another_instance)
+{
+	uint32_t iommu_id, stdev_id, device_id, vdevice_id, id;
+
+	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0, &iommu_id));
+	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(self->fd, self->ioas_id,
+						 iommu_id, 0, &stdev_id, NULL,
+						 &device_id));
+	id = free_id(self->fd);
+	test_err_vdevice_alloc(EINVAL, self->viommu_id, device_id, 1);
+	EXPECT_EQ(id, free_id(self->fd));
+	test_ioctl_destroy(stdev_id);
+	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id));
+
+	test_cmd_mock_domain(self->ioas_id, &stdev_id, NULL, &device_id);
+	test_cmd_vdevice_alloc(self->viommu_id, device_id, 1, &vdevice_id);
+	ASSERT_EQ(0, invalidate(self->fd, self->viommu_id, 1));
+	test_cmd_dev_check_cache_all(device_id, 0);
+}
+
+/* L10: it goes with its device, and its ID is nothing else's afterwards */
+TEST_F(iommufd_vdevice, L10_unplug)
+{
+	uint32_t vdevice_id[5], id[20];
+	unsigned int i, j;
+
+	for (i = 0; i != ARRAY_SIZE(vdevice_id); i++) {
+		test_cmd_vdevice_alloc(self->viommu_id, self->device_id, 1,
+				       &vdevice_id[i]);
+		test_ioctl_destroy(self->stdev_id);
+		EXPECT_ERRNO(ENOENT,
+			     _test_ioctl_destroy(self->fd, vdevice_id[i]));
+		/* Also where any kind of object would do */
+		EXPECT_ERRNO(ENOENT,
+			     invalidate(self->fd, vdevice_id[i], 1));
+		test_err_mock_domain_replace(ENOENT, self->other_stdev_id,
+					     vdevice_id[i]);
+		EXPECT_ERRNO(EINVAL, invalidate(self->fd, self->viommu_id, 1));
+		test_cmd_mock_domain(self->ioas_id, &self->stdev_id, NULL,
+				     &self->device_id);
+	}
+	for (i = 0; i != ARRAY_SIZE(id); i++) {
+		test_ioctl_ioas_alloc(&id[i]);
+		for (j = 0; j != ARRAY_SIZE(vdevice_id); j++)
+			ASSERT_NE(vdevice_id[j], id[i]);
+	}
+	/* The vIOMMU is not in use any more */
+	test_ioctl_destroy(self->viommu_id);
+}
+
+/* L10: the driver is making the vDEVICE when the device is unplugged */
+TEST_F(iommufd_vdevice, L10_unplug_during_init)
+{
+	struct iommu_vdevice_alloc cmd =
+		vdevice_cmd(self->viommu_id, self->device_id, 1);
+	struct call alloc = { .fn = call_vdevice, .fd = self->fd, .arg = &cmd };
+	struct call unplug = { .fn = call_destroy, .fd = self->fd,
+			       .id = self->stdev_id };
+
+	park(VDEVICE_INIT, ARM);
+	call_start(&alloc);
+	park(VDEVICE_INIT, WAIT);
+	/* Neither the device nor the virtual ID can be had twice */
+	test_err_vdevice_alloc(EEXIST, self->viommu_id, self->device_id, 2);
+	test_err_vdevice_alloc(EEXIST, self->viommu_id, self->other_device_id,
+			       1);
+	/* and nobody finds what is not made yet */
+	EXPECT_ERRNO(EINVAL, invalidate(self->fd, self->viommu_id, 1));
+	call_start(&unplug);
+	EXPECT_WAITING(&unplug);
+	park(VDEVICE_INIT, RELEASE);
+	EXPECT_EQ(0, call_end(&alloc));
+	EXPECT_EQ(0, call_end(&unplug));
+	EXPECT_ERRNO(ENOENT,
+		     _test_ioctl_destroy(self->fd, cmd.out_vdevice_id));
+	test_ioctl_destroy(self->viommu_id);
+}
+
+/* L10: user space is destroying it when the device is unplugged */
+TEST_F(iommufd_vdevice, L10_unplug_during_destroy)
+{
+	struct call destroy = { .fn = call_destroy, .fd = self->fd };
+	struct call unplug = { .fn = call_destroy, .fd = self->fd,
+			       .id = self->stdev_id };
+
+	test_cmd_vdevice_alloc(self->viommu_id, self->device_id, 1,
+			       &destroy.id);
+	park(VDEVICE_DESTROY, ARM);
+	call_start(&destroy);
+	park(VDEVICE_DESTROY, WAIT);
+	call_start(&unplug);
+	EXPECT_WAITING(&unplug);
+	EXPECT_WAITING(&destroy);
+	park(VDEVICE_DESTROY, RELEASE);
+	EXPECT_EQ(0, call_end(&destroy));
+	EXPECT_EQ(0, call_end(&unplug));
+	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(self->fd, destroy.id));
+	test_ioctl_destroy(self->viommu_id);
+}
+
+/* L10: and the other way round */
+TEST_F(iommufd_vdevice, L10_destroy_during_unplug)
+{
+	struct call unplug = { .fn = call_destroy, .fd = self->fd,
+			       .id = self->stdev_id };
+	uint32_t vdevice_id;
+
+	test_cmd_vdevice_alloc(self->viommu_id, self->device_id, 1,
+			       &vdevice_id);
+	park(VDEVICE_DESTROY, ARM);
+	call_start(&unplug);
+	park(VDEVICE_DESTROY, WAIT);
+	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(self->fd, vdevice_id));
+	/* It is not over yet, but its virtual ID leads nowhere */
+	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(self->fd, self->viommu_id));
+	EXPECT_ERRNO(EINVAL, invalidate(self->fd, self->viommu_id, 1));
+	EXPECT_WAITING(&unplug);
+	park(VDEVICE_DESTROY, RELEASE);
+	EXPECT_EQ(0, call_end(&unplug));
+	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(self->fd, vdevice_id));
+	test_ioctl_destroy(self->viommu_id);
+}
+
+/* L10: unplugged after it was made, before user space has its ID */
+static int vdevice_stalled(struct __test_metadata *_metadata,
+			   struct _test_data_iommufd_vdevice *self,
+			   struct call *alloc, bool writable)
+{
+	int uffd = uffd_open(buffer, UFFDIO_REGISTER_MODE_WP);
+
+	if (uffd == -1)
+		return -1;
+	call_start(alloc);
+	ASSERT_EQ(0, uffd_wait(uffd));
+	test_ioctl_destroy(self->stdev_id);
+	EXPECT_EQ(0, call_is_done(alloc));
+	/* It does not hold up anything */
+	test_ioctl_destroy(self->viommu_id);
+	if (!writable)
+		ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
+	ASSERT_EQ(0, uffd_unprotect(uffd, buffer));
+	EXPECT_EQ(writable ? 0 : -EFAULT, call_end(alloc));
+	ASSERT_EQ(0, close(uffd));
+	return 0;
+}
+
+TEST_F(iommufd_vdevice, L10_unplug_before_the_answer)
+{
+	struct iommu_vdevice_alloc *cmd = buffer;
+	struct call alloc = { .fn = call_vdevice, .fd = self->fd, .arg = cmd };
+	uint32_t id;
+	int i;
+
+	*cmd = vdevice_cmd(self->viommu_id, self->device_id, 1);
+	if (vdevice_stalled(_metadata, self, &alloc, true))
+		SKIP(return, NEEDS_UFFD);
+	EXPECT_ERRNO(ENOENT,
+		     _test_ioctl_destroy(self->fd, cmd->out_vdevice_id));
+	for (i = 0; i != 10; i++) {
+		test_ioctl_ioas_alloc(&id);
+		EXPECT_NE(cmd->out_vdevice_id, id);
+	}
+}
+
+TEST_F(iommufd_vdevice, L12_unplug_and_no_answer)
+{
+	struct iommu_vdevice_alloc *cmd = buffer;
+	struct call alloc = { .fn = call_vdevice, .fd = self->fd, .arg = cmd };
+	uint32_t id = free_id(self->fd);
+
+	*cmd = vdevice_cmd(self->viommu_id, self->device_id, 1);
+	if (vdevice_stalled(_metadata, self, &alloc, false))
+		SKIP(return, NEEDS_UFFD);
+	/* User space never had the ID, so it is free again */
+	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(self->fd, id));
+	EXPECT_GE(id, free_id(self->fd));
+}
+
+/* Make and destroy vDEVICEs of a device until that is gone */
+static int call_vdevice_loop(int fd, uint32_t id, struct call *call)
+{
+	struct iommu_vdevice_alloc *arg = call->arg;
+	struct iommu_vdevice_alloc cmd = *arg;
+	unsigned int count = 0;
+
+	while (!ioctl(fd, IOMMU_VDEVICE_ALLOC, &cmd) || errno == EEXIST) {
+		if (count++ % 2 &&
+		    _test_ioctl_destroy(fd, cmd.out_vdevice_id) &&
+		    errno != ENOENT)
+			break;
+		/* As long as both threads find something to do */
+		__atomic_store_n(&call->out_id, count, __ATOMIC_RELEASE);
+	}
+	return -1;
+}
+
+TEST_F_TIMEOUT(iommufd_vdevice, L10_unplug_races_alloc_and_destroy, 120)
+{
+	struct iommu_vdevice_alloc cmd[2];
+	struct call loop[2];
+	int i, n;
+
+	for (i = 0; i != 50; i++) {
+		for (n = 0; n != 2; n++) {
+			cmd[n] = vdevice_cmd(self->viommu_id, self->device_id,
+					     n);
+			loop[n] = (struct call){
+				.fn = call_vdevice_loop,
+				.fd = self->fd,
+				.arg = &cmd[n],
+			};
+			call_start(&loop[n]);
+		}
+		for (n = 0; n != 2; n++)
+			while (!__atomic_load_n(&loop[n].out_id,
+						__ATOMIC_ACQUIRE))
+				ASSERT_EQ(0, call_is_done(&loop[n]));
+		test_ioctl_destroy(self->stdev_id);
+		for (n = 0; n != 2; n++)
+			EXPECT_EQ(-ENOENT, call_end(&loop[n]));
+		test_cmd_mock_domain(self->ioas_id, &self->stdev_id, NULL,
+				     &self->device_id);
+	}
+	test_ioctl_destroy(self->viommu_id);
+}
+
+static struct iommu_hwpt_selftest nested_data = {
+	.iotlb = IOMMU_TEST_IOTLB_DEFAULT,
+};
+
+static int nested_alloc(int fd, uint32_t device_id, uint32_t viommu_id,
+			uint32_t *hwpt_id)
+{
+	return _test_cmd_hwpt_alloc(fd, device_id, viommu_id, 0, 0, hwpt_id,
+				    IOMMU_HWPT_DATA_SELFTEST, &nested_data,
+				    sizeof(nested_data));
+}
+
+TEST_F(iommufd_vdevice, nested_bad_arguments)
+{
+	struct {
+		struct iommu_hwpt_selftest data;
+		uint64_t more;
+	} data = { .data = nested_data };
+	struct iommu_hwpt_alloc cmd = {
+		.size = sizeof(cmd),
+		.dev_id = self->device_id,
+		.pt_id = self->viommu_id,
+		.data_type = IOMMU_HWPT_DATA_SELFTEST,
+		.data_len = sizeof(data.data),
+		.data_uptr = (uintptr_t)&data,
+	};
+	uint32_t iommu_id, stdev_id, device_id, id;
+
+	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0, &iommu_id));
+	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(self->fd, self->ioas_id,
+						 iommu_id, 0, &stdev_id, NULL,
+						 &device_id));
+	id = free_id(self->fd);
+#define test_err_cmd(_errno, field, value)                             \
+	({                                                             \
+		struct iommu_hwpt_alloc bad = cmd;                     \
+								       \
+		bad.field = value;                                     \
+		EXPECT_ERRNO(_errno,                                   \
+			     ioctl(self->fd, IOMMU_HWPT_ALLOC, &bad)); \
+		EXPECT_EQ(0, bad.out_hwpt_id);                         \
+		EXPECT_EQ(id, free_id(self->fd));                      \
+	})
+	test_err_cmd(EOPNOTSUPP, flags, IOMMU_HWPT_ALLOC_NEST_PARENT);
+	test_err_cmd(EOPNOTSUPP, flags, IOMMU_HWPT_ALLOC_DIRTY_TRACKING);
+	test_err_cmd(EOPNOTSUPP, flags, 1U << 31);
+	/* The ID of the fault queue counts only with the flag */
+	test_err_cmd(ENOENT, flags, IOMMU_HWPT_FAULT_ID_VALID);
+	test_err_cmd(EOPNOTSUPP, __reserved, 1);
+	test_err_cmd(ENOENT, dev_id, 0);
+	test_err_cmd(ENOENT, dev_id, self->stdev_id);
+	/* L9 */
+	test_err_cmd(EINVAL, dev_id, device_id);
+	test_err_cmd(EOPNOTSUPP, data_type, IOMMU_HWPT_DATA_VTD_S1);
+	/* The type says that there is data */
+	test_err_cmd(EINVAL, data_len, 0);
+	test_err_cmd(EINVAL, data_len, 3);
+	test_err_cmd(EINVAL, data_len, sizeof(data));
+	test_err_cmd(EFAULT, data_uptr, 0);
+	cmd.data_type = IOMMU_HWPT_DATA_NONE;
+	test_err_cmd(EOPNOTSUPP, data_len, 0);
+#undef test_err_cmd
+	test_ioctl_destroy(stdev_id);
+	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id));
+	test_ioctl_destroy(self->viommu_id);
+}
+
+/* What a VM does with it; the vIOMMU stays as long as it is there */
+TEST_F(iommufd_vdevice, nested)
+{
+	uint32_t hwpt_id, vdevice_id, other_id;
+	struct iommu_hwpt_invalidate_selftest inv = {
+		.flags = IOMMU_TEST_INVALIDATE_FLAG_ALL,
+	};
+	uint32_t num = 1;
+
+	ASSERT_EQ(0, nested_alloc(self->fd, self->device_id, self->viommu_id,
+				  &hwpt_id));
+	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(self->fd, self->viommu_id));
+
+	/* The device has no ID in the VM so far */
+	test_err_mock_domain_replace(ENOENT, self->stdev_id, hwpt_id);
+	test_cmd_vdevice_alloc(self->viommu_id, self->device_id, 1,
+			       &vdevice_id);
+	test_cmd_mock_domain_replace(self->stdev_id, hwpt_id);
+	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(self->fd, hwpt_id));
+	test_cmd_hwpt_check_iotlb(hwpt_id, 0, IOMMU_TEST_IOTLB_DEFAULT);
+	test_cmd_hwpt_invalidate(hwpt_id, &inv,
+				 IOMMU_HWPT_INVALIDATE_DATA_SELFTEST,
+				 sizeof(inv), &num);
+	EXPECT_EQ(1, num);
+	test_cmd_hwpt_check_iotlb(hwpt_id, 0, 0);
+
+	/* Others behind the same IOMMU can be attached, it was for all of them */
+	test_err_mock_domain_replace(ENOENT, self->other_stdev_id, hwpt_id);
+	test_cmd_vdevice_alloc(self->viommu_id, self->other_device_id, 2,
+			       &other_id);
+	test_cmd_mock_domain_replace(self->other_stdev_id, hwpt_id);
+
+	/* A vDEVICE can go first, and its device stays where it is */
+	test_ioctl_destroy(other_id);
+	test_cmd_mock_domain_replace(self->other_stdev_id, self->ioas_id);
+
+	/* and the device that it was allocated with can */
+	test_ioctl_destroy(self->stdev_id);
+	test_cmd_hwpt_check_iotlb(hwpt_id, 0, 0);
+	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(self->fd, self->viommu_id));
+	test_ioctl_destroy(hwpt_id);
+	test_ioctl_destroy(self->viommu_id);
+	test_ioctl_destroy(self->parent_id);
+}
+
+/* A domain of one vIOMMU does not take a device that is on another one */
+TEST_F(iommufd_vdevice, nested_on_another_viommu)
+{
+	uint32_t viommu_id, hwpt_id, vdevice_id;
+
+	alloc_viommu(&viommu_id);
+	ASSERT_EQ(0, nested_alloc(self->fd, self->device_id, viommu_id,
+				  &hwpt_id));
+	test_cmd_vdevice_alloc(self->viommu_id, self->device_id, 1,
+			       &vdevice_id);
+	test_err_mock_domain_replace(ENOENT, self->stdev_id, hwpt_id);
+}
+
+/* One that has lost its vDEVICE stays where it is, but gets nowhere like that */
+TEST_F(iommufd_vdevice, nested_after_vdevice)
+{
+	uint32_t hwpt_id[2], vdevice_id;
+	int i;
+
+	for (i = 0; i != 2; i++)
+		ASSERT_EQ(0, nested_alloc(self->fd, self->device_id,
+					  self->viommu_id, &hwpt_id[i]));
+	test_cmd_vdevice_alloc(self->viommu_id, self->device_id, 1,
+			       &vdevice_id);
+	test_cmd_mock_domain_replace(self->stdev_id, hwpt_id[0]);
+	test_ioctl_destroy(vdevice_id);
+	test_err_mock_domain_replace(ENOENT, self->stdev_id, hwpt_id[1]);
+	test_cmd_mock_domain_replace(self->stdev_id, self->ioas_id);
+	test_err_mock_domain_replace(ENOENT, self->stdev_id, hwpt_id[0]);
+	test_ioctl_destroy(hwpt_id[0]);
+	test_ioctl_destroy(hwpt_id[1]);
+	test_ioctl_destroy(self->viommu_id);
+}
+
+/* L9: one that comes to a group which is on the vIOMMU, before it has a vDEVICE */
+TEST_F(iommufd_vdevice, L9_plug_into_group)
+{
+	uint32_t iommu_id, stdev_id[2], device_id[2], parent_id, viommu_id;
+	uint32_t hwpt_id, vdevice_id;
+
+	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, MOCK_IOMMU_ONE_GROUP,
+					      &iommu_id));
+	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(self->fd, self->ioas_id,
+						 iommu_id, 0, &stdev_id[0],
+						 NULL, &device_id[0]));
+	test_cmd_hwpt_alloc(device_id[0], self->ioas_id,
+			    IOMMU_HWPT_ALLOC_NEST_PARENT, &parent_id);
+	test_cmd_viommu_alloc(device_id[0], parent_id,
+			      IOMMU_VIOMMU_TYPE_SELFTEST, NULL, 0, &viommu_id);
+	test_cmd_vdevice_alloc(viommu_id, device_id[0], 1, &vdevice_id);
+	ASSERT_EQ(0, nested_alloc(self->fd, device_id[0], viommu_id, &hwpt_id));
+	test_cmd_mock_domain_replace(stdev_id[0], hwpt_id);
+
+	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(self->fd, self->ioas_id,
+						 iommu_id,
+						 MOCK_FLAGS_DEVICE_BIND_ONLY,
+						 &stdev_id[1], NULL,
+						 &device_id[1]));
+	test_cmd_vdevice_alloc(viommu_id, device_id[1], 2, &vdevice_id);
+	test_ioctl_destroy(stdev_id[1]);
+	test_ioctl_destroy(stdev_id[0]);
+	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id));
+}
+
+TEST_F(iommufd_vdevice, nested_with_fault_queue)
+{
+	uint32_t hwpt_id, vdevice_id, fault_id, fault_fd;
+
+	test_ioctl_fault_alloc(&fault_id, &fault_fd);
+	test_cmd_vdevice_alloc(self->viommu_id, self->device_id, 1,
+			       &vdevice_id);
+	test_cmd_hwpt_alloc_iopf(self->device_id, self->viommu_id, fault_id,
+				 IOMMU_HWPT_FAULT_ID_VALID, &hwpt_id,
+				 IOMMU_HWPT_DATA_SELFTEST, &nested_data,
+				 sizeof(nested_data));
+	test_cmd_mock_domain_replace(self->stdev_id, hwpt_id);
+	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(self->fd, fault_id));
+	test_cmd_trigger_iopf(self->device_id, fault_fd);
+	test_cmd_mock_domain_replace(self->stdev_id, self->ioas_id);
+	test_ioctl_destroy(hwpt_id);
+	close(fault_fd);
+	test_ioctl_destroy(fault_id);
+}
+
+/* L12: no answer, no HWPT */
+TEST_F(iommufd_vdevice, L12_nested_readonly_argument)
+{
+	struct iommu_hwpt_alloc *cmd = buffer;
+	uint32_t id = free_id(self->fd);
+
+	*cmd = (struct iommu_hwpt_alloc){
+		.size = sizeof(*cmd),
+		.dev_id = self->device_id,
+		.pt_id = self->viommu_id,
+		.data_type = IOMMU_HWPT_DATA_SELFTEST,
+		.data_len = sizeof(nested_data),
+		.data_uptr = (uintptr_t)&nested_data,
+	};
+	ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
+	EXPECT_ERRNO(EFAULT, ioctl(self->fd, IOMMU_HWPT_ALLOC, cmd));
+	ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ | PROT_WRITE));
+	EXPECT_EQ(id, free_id(self->fd));
+	test_ioctl_destroy(self->viommu_id);
+}
+
+/* Two devices of a VM, with the virtual IDs 1 and 2, and room for requests */
+FIXTURE(iommufd_invalidate)
+{
+	int fd;
+	uint32_t iommu_id;
+	uint32_t ioas_id;
+	uint32_t parent_id;
+	uint32_t viommu_id;
+	uint32_t stdev_id[2];
+	uint32_t device_id[2];
+	struct iommu_viommu_invalidate_selftest *inv;
+};
+
+/* As many as there can be in a call */
+#define INV_MAX 524288
+#define INV_SIZE (INV_MAX * sizeof(struct iommu_viommu_invalidate_selftest))
+/* How many of them the driver gets at once */
+#define INV_PIECE (PAGE_SIZE / sizeof(struct iommu_viommu_invalidate_selftest))
+
+FIXTURE_SETUP(iommufd_invalidate)
+{
+	unsigned int i;
+	uint32_t id;
+
+	self->fd = open("/dev/iommu", O_RDWR);
+	ASSERT_NE(-1, self->fd);
+	ASSERT_EQ(0, unpark_all(self->fd));
+	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0, &self->iommu_id));
+	test_ioctl_ioas_alloc(&self->ioas_id);
+	for (i = 0; i != 2; i++)
+		ASSERT_EQ(0, _test_cmd_mock_domain_iommu(self->fd, self->ioas_id,
+							 self->iommu_id, 0,
+							 &self->stdev_id[i],
+							 NULL,
+							 &self->device_id[i]));
+	test_cmd_hwpt_alloc(self->device_id[0], self->ioas_id,
+			    IOMMU_HWPT_ALLOC_NEST_PARENT, &self->parent_id);
+	test_cmd_viommu_alloc(self->device_id[0], self->parent_id,
+			      IOMMU_VIOMMU_TYPE_SELFTEST, NULL, 0,
+			      &self->viommu_id);
+	for (i = 0; i != 2; i++)
+		test_cmd_vdevice_alloc(self->viommu_id, self->device_id[i],
+				       i + 1, &id);
+	self->inv = mmap(NULL, INV_SIZE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, self->inv);
+}
+
+FIXTURE_TEARDOWN(iommufd_invalidate)
+{
+	int fd = open("/dev/iommu", O_RDWR);
+
+	ASSERT_NE(-1, fd);
+	EXPECT_EQ(0, unpark_all(fd));
+	teardown_iommufd(self->fd, _metadata);
+	/* Some tests have done so */
+	_test_cmd_iommu_unregister(fd, self->iommu_id);
+	EXPECT_EQ(0, close(fd));
+}
+
+#define INV_TYPE IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST
+#define INV_LEN sizeof(*self->inv)
+
+/* The number that is done comes back whatever the result is */
+#define try_invalidate(reqs, num, done)                                      \
+	({                                                                   \
+		uint32_t __num = num;                                        \
+		int __rc = _test_cmd_hwpt_invalidate(self->fd,               \
+						     self->viommu_id, reqs,  \
+						     INV_TYPE, INV_LEN,      \
+						     &__num);                \
+									     \
+		EXPECT_EQ(done, __num);                                      \
+		__rc;                                                        \
+	})
+
+static void fill(struct iommu_viommu_invalidate_selftest *inv, uint32_t num,
+		 uint32_t virt_id)
+{
+	while (num--)
+		*inv++ = (struct iommu_viommu_invalidate_selftest){
+			.vdev_id = virt_id,
+		};
+}
+
+TEST_F(iommufd_invalidate, words)
+{
+	uint32_t i;
+
+	for (i = 0; i != MOCK_DEV_CACHE_NUM; i++) {
+		self->inv[0] = (struct iommu_viommu_invalidate_selftest){
+			.vdev_id = 1,
+			.cache_id = i,
+		};
+		ASSERT_EQ(0, try_invalidate(self->inv, 1, 1));
+		test_cmd_dev_check_cache(self->device_id[0], i, 0);
+		if (i + 1 != MOCK_DEV_CACHE_NUM)
+			test_cmd_dev_check_cache(self->device_id[0], i + 1,
+						 IOMMU_TEST_DEV_CACHE_DEFAULT);
+	}
+	test_cmd_dev_check_cache_all(self->device_id[1],
+				     IOMMU_TEST_DEV_CACHE_DEFAULT);
+	self->inv[0].vdev_id = 2;
+	self->inv[0].flags = IOMMU_TEST_INVALIDATE_FLAG_ALL;
+	ASSERT_EQ(0, try_invalidate(self->inv, 1, 1));
+	test_cmd_dev_check_cache_all(self->device_id[1], 0);
+	EXPECT_ERRNO(EINVAL, _test_cmd_dev_check_cache(self->fd,
+						       self->device_id[0],
+						       MOCK_DEV_CACHE_NUM, 0));
+}
+
+TEST_F(iommufd_invalidate, bad_arguments)
+{
+	struct iommu_hwpt_invalidate cmd = {
+		.size = sizeof(cmd),
+		.hwpt_id = self->viommu_id,
+		.data_uptr = (uintptr_t)self->inv,
+		.data_type = INV_TYPE,
+		.entry_len = INV_LEN,
+		.entry_num = 1,
+	};
+	uint32_t hwpt_id;
+
+	self->inv[0].vdev_id = 1;
+#define test_err_cmd(_errno, field, value)                                  \
+	({                                                                  \
+		struct iommu_hwpt_invalidate bad = cmd;                     \
+									    \
+		bad.field = value;                                          \
+		EXPECT_ERRNO(_errno,                                        \
+			     ioctl(self->fd, IOMMU_HWPT_INVALIDATE, &bad)); \
+		EXPECT_EQ(0, bad.entry_num);                                \
+	})
+	test_err_cmd(EOPNOTSUPP, __reserved, 1);
+	test_err_cmd(ENOENT, hwpt_id, 0);
+	test_err_cmd(ENOENT, hwpt_id, UINT32_MAX);
+	/* Objects of other kinds */
+	test_err_cmd(EINVAL, hwpt_id, self->ioas_id);
+	test_err_cmd(EINVAL, hwpt_id, self->parent_id);
+	test_err_cmd(EINVAL, hwpt_id, self->device_id[0]);
+	test_err_cmd(EINVAL, data_uptr, 0);
+	test_err_cmd(EFAULT, data_uptr, 1);
+	test_err_cmd(EINVAL, data_type, IOMMU_HWPT_INVALIDATE_DATA_VTD_S1);
+	test_err_cmd(EINVAL, data_type,
+		     IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST_INVALID);
+	/* Lesson 15: one that is too short is wrong because of that */
+	test_err_cmd(EINVAL, entry_len, 0);
+	test_err_cmd(EINVAL, entry_len, 1);
+	test_err_cmd(EINVAL, entry_len, INV_LEN - 1);
+	test_err_cmd(EINVAL, entry_len, INV_LEN + 1);
+	test_err_cmd(EINVAL, entry_len, PAGE_SIZE);
+	test_err_cmd(EINVAL, entry_len, PAGE_SIZE + 1);
+	test_err_cmd(EINVAL, entry_num, INV_MAX + 1);
+	test_err_cmd(EINVAL, entry_num, UINT32_MAX);
+	/* What is wrong with the object or the type comes before the memory */
+	cmd.data_uptr = 1;
+	test_err_cmd(ENOENT, hwpt_id, 0);
+	test_err_cmd(EINVAL, hwpt_id, self->ioas_id);
+	test_err_cmd(EINVAL, data_type, INV_TYPE + 1);
+	cmd.data_uptr = (uintptr_t)self->inv;
+	test_cmd_dev_check_cache_all(self->device_id[0],
+				     IOMMU_TEST_DEV_CACHE_DEFAULT);
+
+	/* With no entries it is a question, and only the type matters */
+	cmd.entry_num = 0;
+	cmd.data_uptr = 0;
+	cmd.entry_len = 0;
+	ASSERT_EQ(0, ioctl(self->fd, IOMMU_HWPT_INVALIDATE, &cmd));
+	test_err_cmd(EINVAL, data_type, INV_TYPE + 1);
+	test_err_cmd(ENOENT, hwpt_id, 0);
+	test_err_cmd(EINVAL, hwpt_id, self->ioas_id);
+
+	/* A nested HWPT of the vIOMMU has a type of its own */
+	ASSERT_EQ(0, nested_alloc(self->fd, self->device_id[0],
+				  self->viommu_id, &hwpt_id));
+	test_err_cmd(EINVAL, data_type,
+		     IOMMU_HWPT_INVALIDATE_DATA_SELFTEST_INVALID);
+#undef test_err_cmd
+}
+
+/* What an entry can have wrong; those before it are done, those after it are not */
+TEST_F(iommufd_invalidate, partial)
+{
+	static const struct {
+		struct iommu_viommu_invalidate_selftest inv;
+		int err;
+	} bad[] = {
+		{ { .vdev_id = 1, .flags = 2 }, EOPNOTSUPP },
+		{ { .vdev_id = 1, .flags = 1U << 31 }, EOPNOTSUPP },
+		{ { .vdev_id = 1, .cache_id = MOCK_DEV_CACHE_NUM }, EINVAL },
+		{ { .vdev_id = 1, .cache_id = UINT32_MAX }, EINVAL },
+		{ { .vdev_id = 0 }, EINVAL },
+		{ { .vdev_id = 3 }, EINVAL },
+	};
+	const uint32_t at[] = { 0, 1, 100, INV_PIECE - 1, INV_PIECE,
+				INV_PIECE + 1, 3 * INV_PIECE + 7 };
+	const uint32_t num = 4 * INV_PIECE;
+	unsigned int i, j;
+
+	for (i = 0; i != ARRAY_SIZE(bad); i++) {
+		for (j = 0; j != ARRAY_SIZE(at); j++) {
+			fill(self->inv, num, 1);
+			self->inv[at[j]] = bad[i].inv;
+			self->inv[at[j] + 1].vdev_id = 2;
+			EXPECT_ERRNO(bad[i].err,
+				     try_invalidate(self->inv, num, at[j]));
+		}
+	}
+	test_cmd_dev_check_cache(self->device_id[0], 0, 0);
+	test_cmd_dev_check_cache_all(self->device_id[1],
+				     IOMMU_TEST_DEV_CACHE_DEFAULT);
+}
+
+/* Memory that ends in the middle: whole entries before that are done */
+TEST_F(iommufd_invalidate, EFAULT_in_the_middle)
+{
+	uint8_t *hole = (uint8_t *)self->inv + 4 * PAGE_SIZE;
+	const uint32_t nums[] = { 1, 2, 10, INV_PIECE - 1, INV_PIECE,
+				  INV_PIECE + 1, 2 * INV_PIECE + 5 };
+	struct iommu_viommu_invalidate_selftest *inv;
+	unsigned int i, missing;
+
+	ASSERT_EQ(0, munmap(hole, PAGE_SIZE));
+	for (i = 0; i != ARRAY_SIZE(nums); i++) {
+		for (missing = 1; missing <= INV_LEN; missing += 11) {
+			/* The last entry misses some bytes */
+			inv = (void *)(hole - nums[i] * INV_LEN + missing);
+			fill(inv, nums[i] - 1, 1);
+			memset((uint8_t *)inv + (nums[i] - 1) * INV_LEN, 0,
+			       INV_LEN - missing);
+			EXPECT_ERRNO(EFAULT, try_invalidate(inv, nums[i],
+							    nums[i] - 1));
+			/* and there are more that would be missing as well */
+			EXPECT_ERRNO(EFAULT, try_invalidate(inv, INV_MAX,
+							    nums[i] - 1));
+		}
+	}
+}
+
+/* Lesson 13: as many as are allowed are not too many */
+TEST_F(iommufd_invalidate, maximum)
+{
+	fill(self->inv, INV_MAX, 1);
+	self->inv[INV_MAX - 1].vdev_id = 2;
+	ASSERT_EQ(0, try_invalidate(self->inv, INV_MAX, INV_MAX));
+	test_cmd_dev_check_cache(self->device_id[0], 0, 0);
+	test_cmd_dev_check_cache(self->device_id[1], 0, 0);
+
+	self->inv[INV_MAX - 1].vdev_id = 3;
+	EXPECT_ERRNO(EINVAL, try_invalidate(self->inv, INV_MAX, INV_MAX - 1));
+}
+
+/* The work is done, but it cannot be told how much */
+TEST_F(iommufd_invalidate, readonly_argument)
+{
+	struct iommu_hwpt_invalidate *cmd = buffer;
+
+	fill(self->inv, 1, 1);
+	*cmd = (struct iommu_hwpt_invalidate){
+		.size = sizeof(*cmd),
+		.hwpt_id = self->viommu_id,
+		.data_uptr = (uintptr_t)self->inv,
+		.data_type = INV_TYPE,
+		.entry_len = INV_LEN,
+		.entry_num = 1,
+	};
+	ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
+	EXPECT_ERRNO(EFAULT, ioctl(self->fd, IOMMU_HWPT_INVALIDATE, cmd));
+	ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ | PROT_WRITE));
+	test_cmd_dev_check_cache(self->device_id[0], 0, 0);
+}
+
+static int call_invalidate(int fd, uint32_t id, struct call *call)
+{
+	return _test_cmd_hwpt_invalidate(fd, id, call->arg, INV_TYPE,
+					 sizeof(struct iommu_viommu_invalidate_selftest),
+					 &call->out_id);
+}
+
+static void no_action(int sig)
+{
+}
+
+/* Lesson 14: a signal ends one that is long, and the rest can be done then */
+TEST_F(iommufd_invalidate, signal)
+{
+	struct sigaction action = { .sa_handler = no_action };
+	struct call call = {
+		.fn = call_invalidate,
+		.fd = self->fd,
+		.id = self->viommu_id,
+		.arg = self->inv,
+		.out_id = INV_MAX,
+	};
+
+	ASSERT_EQ(0, sigaction(SIGUSR1, &action, NULL));
+	fill(self->inv, INV_MAX, 1);
+	self->inv[INV_MAX - 1].vdev_id = 2;
+	park(INVALIDATE, ARM);
+	call_start(&call);
+	park(INVALIDATE, WAIT);
+	ASSERT_EQ(0, pthread_kill(call.thread, SIGUSR1));
+	park(INVALIDATE, RELEASE);
+	EXPECT_EQ(-EINTR, call_end(&call));
+	EXPECT_EQ(0, call.out_id % INV_PIECE);
+	EXPECT_LE(65536, call.out_id * INV_LEN);
+	EXPECT_GT(65536 + PAGE_SIZE, call.out_id * INV_LEN);
+	ASSERT_EQ(0, try_invalidate(self->inv + call.out_id,
+				    INV_MAX - call.out_id,
+				    INV_MAX - call.out_id));
+	test_cmd_dev_check_cache(self->device_id[1], 0, 0);
+
+	/* but not what a VMM has at a time, which may not expect it */
+	call.out_id = 65536 / INV_LEN;
+	park(INVALIDATE, ARM);
+	call_start(&call);
+	park(INVALIDATE, WAIT);
+	ASSERT_EQ(0, pthread_kill(call.thread, SIGUSR1));
+	park(INVALIDATE, RELEASE);
+	EXPECT_EQ(0, call_end(&call));
+	EXPECT_EQ(65536 / INV_LEN, call.out_id);
+}
+
+/* Lesson 14: who is killed does not go on */
+TEST_F(iommufd_invalidate, kill)
+{
+	int status;
+	pid_t pid;
+
+	fill(self->inv, 2 * INV_PIECE, 1);
+	self->inv[INV_PIECE].vdev_id = 2;
+	park(INVALIDATE, ARM);
+	pid = fork();
+	ASSERT_NE(-1, pid);
+	if (!pid) {
+		try_invalidate(self->inv, 2 * INV_PIECE, 0);
+		_exit(0);
+	}
+	park(INVALIDATE, WAIT);
+	ASSERT_EQ(0, kill(pid, SIGKILL));
+	park(INVALIDATE, RELEASE);
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_TRUE(WIFSIGNALED(status));
+	test_cmd_dev_check_cache(self->device_id[0], 0, 0);
+	test_cmd_dev_check_cache(self->device_id[1], 0,
+				 IOMMU_TEST_DEV_CACHE_DEFAULT);
+}
+
+/* L4: between two pieces, user space lets it wait for the second one */
+static int stalled(struct __test_metadata *_metadata, void *page,
+		   struct call *call)
+{
+	int uffd = uffd_open(page, UFFDIO_REGISTER_MODE_MISSING);
+
+	if (uffd == -1)
+		return -1;
+	call_start(call);
+	ASSERT_EQ(0, uffd_wait(uffd));
+	return uffd;
+}
+
+TEST_F(iommufd_invalidate, L4_unregister_between_pieces)
+{
+	struct uffdio_zeropage zero = { .range = { .len = PAGE_SIZE } };
+	struct call call = {
+		.fn = call_invalidate,
+		.fd = self->fd,
+		.id = self->viommu_id,
+		.arg = self->inv,
+		.out_id = 2 * INV_PIECE,
+	};
+	uint8_t *page = (uint8_t *)self->inv + PAGE_SIZE;
+	int uffd;
+
+	/* Its first bytes are a part of the second piece */
+	call.arg = page - INV_PIECE * INV_LEN;
+	fill(call.arg, INV_PIECE, 1);
+	uffd = stalled(_metadata, page, &call);
+	if (uffd == -1)
+		SKIP(return, NEEDS_UFFD);
+	test_cmd_dev_check_cache(self->device_id[0], 0, 0);
+	/* It is in use, and goes away all the same */
+	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(self->fd, self->viommu_id));
+	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, self->iommu_id));
+	EXPECT_EQ(0, call_is_done(&call));
+	zero.range.start = (uintptr_t)page;
+	ASSERT_EQ(0, ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
+	EXPECT_EQ(-ENODEV, call_end(&call));
+	EXPECT_EQ(INV_PIECE, call.out_id);
+	ASSERT_EQ(0, close(uffd));
+}
+
+TEST_F(iommufd_invalidate, L4_unregister_before_the_first_piece)
+{
+	struct uffdio_zeropage zero = {
+		.range = { (uintptr_t)self->inv, PAGE_SIZE },
+	};
+	struct call call = {
+		.fn = call_invalidate,
+		.fd = self->fd,
+		.id = self->viommu_id,
+		.arg = self->inv,
+		.out_id = 1,
+	};
+	int uffd = stalled(_metadata, self->inv, &call);
+
+	if (uffd == -1)
+		SKIP(return, NEEDS_UFFD);
+	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, self->iommu_id));
+	ASSERT_EQ(0, ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
+	EXPECT_EQ(-ENODEV, call_end(&call));
+	EXPECT_EQ(0, call.out_id);
+	ASSERT_EQ(0, close(uffd));
+}
+
+/* The same for a nested HWPT, which has its own way to the driver */
+static int call_invalidate_hwpt(int fd, uint32_t id, struct call *call)
+{
+	return _test_cmd_hwpt_invalidate(fd, id, call->arg,
+					 IOMMU_HWPT_INVALIDATE_DATA_SELFTEST,
+					 sizeof(struct iommu_hwpt_invalidate_selftest),
+					 &call->out_id);
+}
+
+TEST_F(iommufd_invalidate, L4_nested_between_pieces)
+{
+	const uint32_t num = PAGE_SIZE /
+			     sizeof(struct iommu_hwpt_invalidate_selftest);
+	struct uffdio_zeropage zero = { .range = { .len = PAGE_SIZE } };
+	struct call call = {
+		.fn = call_invalidate_hwpt,
+		.fd = self->fd,
+		.arg = self->inv,
+		.out_id = 2 * num,
+	};
+	uint8_t *page = (uint8_t *)self->inv + PAGE_SIZE;
+	int uffd;
+
+	ASSERT_EQ(0, nested_alloc(self->fd, self->device_id[0],
+				  self->viommu_id, &call.id));
+	memset(self->inv, 0, PAGE_SIZE);
+	uffd = stalled(_metadata, page, &call);
+	if (uffd == -1)
+		SKIP(return, NEEDS_UFFD);
+	test_cmd_hwpt_check_iotlb(call.id, 0, 0);
+	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(self->fd, call.id));
+	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, self->iommu_id));
+	zero.range.start = (uintptr_t)page;
+	ASSERT_EQ(0, ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
+	EXPECT_EQ(-ENODEV, call_end(&call));
+	EXPECT_EQ(num, call.out_id);
+	ASSERT_EQ(0, close(uffd));
+}
+
+/* Two VMs on one IOMMU, with equal virtual IDs */
+TEST_F(iommufd_invalidate, two_files)
+{
+	struct iommu_viommu_invalidate_selftest inv = {
+		.vdev_id = 1,
+		.flags = IOMMU_TEST_INVALIDATE_FLAG_ALL,
+	};
+	uint32_t viommu_id, vdevice_id, num = 1;
+	struct vm vm;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	ASSERT_EQ(0, _test_cmd_viommu_alloc(vm.fd, vm.device_id, vm.parent_id,
+					    0, IOMMU_VIOMMU_TYPE_SELFTEST, NULL,
+					    0, &viommu_id));
+	/* Its vIOMMU has no device of this VM's, whatever the numbers are */
+	EXPECT_ERRNO(EINVAL, invalidate(vm.fd, viommu_id, 1));
+	ASSERT_EQ(0, _test_cmd_vdevice_alloc(vm.fd, viommu_id, vm.device_id, 1,
+					     &vdevice_id));
+	ASSERT_EQ(0, invalidate(vm.fd, viommu_id, 1));
+	EXPECT_EQ(0, _test_cmd_dev_check_cache(vm.fd, vm.device_id, 0, 0));
+	test_cmd_dev_check_cache_all(self->device_id[0],
+				     IOMMU_TEST_DEV_CACHE_DEFAULT);
+	ASSERT_EQ(0, close(vm.fd));
+	test_cmd_hwpt_invalidate(self->viommu_id, &inv, INV_TYPE, sizeof(inv),
+				 &num);
+	test_cmd_dev_check_cache_all(self->device_id[0], 0);
 }
 
 TEST_HARNESS_MAIN

@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What IOMMU drivers call. It is part of the kernel if iommufd is a module, so
+ * that a driver which is built in can have vIOMMUs all the same.
+ */
+#include <linux/export.h>
+#include <linux/iommu.h>
+#include <linux/iommufd.h>
+#include <linux/mm.h>
+#include <linux/poll.h>
+#include <linux/sched/mm.h>
+#include <linux/slab.h>
+#include <linux/wait.h>
+
+#include "iommufd_private.h"
+
+/**
+ * iommufd_vdevice_to_device() - The device of a vDEVICE
+ * @vdev: the vDEVICE, in a callback that has it as its argument
+ *
+ * Return: the device. It is there until the callback returns.
+ */
+struct device *iommufd_vdevice_to_device(struct iommufd_vdevice *vdev)
+{
+	return vdev->idev->dev;
+}
+EXPORT_SYMBOL_NS_GPL(iommufd_vdevice_to_device, IOMMUFD);
+
+/**
+ * iommufd_viommu_find_dev() - Find a device by the ID that the VM has for it
+ * @viommu: the vIOMMU
+ * @vdev_id: the virtual ID of the device
+ *
+ * Context: Process context. The caller has the xa_lock of @viommu->vdevs. The device
+ * can be unplugged as soon as it is dropped.
+ * Return: the device, or NULL if there is none with this ID.
+ */
+struct device *iommufd_viommu_find_dev(struct iommufd_viommu *viommu,
+				       unsigned long vdev_id)
+{
+	struct iommufd_vdevice *vdev;
+
+	lockdep_assert_held(&viommu->vdevs.xa_lock);
+
+	vdev = xa_load(&viommu->vdevs, vdev_id);
+	return vdev ? vdev->idev->dev : NULL;
+}
+EXPORT_SYMBOL_NS_GPL(iommufd_viommu_find_dev, IOMMUFD);
+
+/**
+ * iommufd_viommu_get_vdev_id() - Find the ID that the VM has for a device
+ * @viommu: the vIOMMU
+ * @dev: a device behind the physical IOMMU of @viommu
+ * @vdev_id: Output the virtual ID, unless this fails
+ *
+ * The time that it takes does not depend on how many vDEVICEs there are. So a
+ * driver asks whenever it needs the ID, and does not keep it: the vDEVICE can be
+ * destroyed, and its ID given to another device, while this one stays attached.
+ * A driver that must not use the ID when that has happened, not even a moment
+ * later, does so under a lock that it takes in &iommufd_vdevice.destroy as well.
+ *
+ * Context: Any but NMI, or where a spinlock_t can be taken if that sleeps. The caller
+ * keeps @dev from being released by the driver.
+ * Return: 0, or -ENOENT if @dev has no vDEVICE on @viommu.
+ */
+int iommufd_viommu_get_vdev_id(struct iommufd_viommu *viommu,
+			       struct device *dev, unsigned long *vdev_id)
+{
+	struct dev_iommu *param = dev->iommu;
+	unsigned long flags;
+	int rc = -ENOENT;
+
+	if (!param)
+		return -ENOENT;
+
+	/* Others than @viommu come and go without this lock, but do not matter */
+	spin_lock_irqsave(&viommu->virt_id_lock, flags);
+	if (READ_ONCE(param->viommu) == viommu) {
+		*vdev_id = param->virt_id;
+		rc = 0;
+	}
+	spin_unlock_irqrestore(&viommu->virt_id_lock, flags);
+	return rc;
+}
+EXPORT_SYMBOL_NS_GPL(iommufd_viommu_get_vdev_id, IOMMUFD);
+
+static struct iommufd_vevent *iommufd_vevent_alloc(struct iommufd_veventq *veventq,
+						   const void *event_data,
+						   size_t data_len)
+{
+	struct mem_cgroup *old_memcg = set_active_memcg(veventq->memcg);
+	struct iommufd_vevent *vevent;
+
+	/* There is nothing to wait for here, and nobody to tell */
+	vevent = kmalloc(struct_size(vevent, data, data_len),
+			 GFP_NOWAIT | __GFP_ACCOUNT | __GFP_NOWARN);
+	set_active_memcg(old_memcg);
+	if (!vevent)
+		return NULL;
+	vevent->data_len = data_len;
+	memcpy(vevent->data, event_data, data_len);
+	return vevent;
+}
+
+/**
+ * iommufd_viommu_report_event() - Report an event for the VM to see
+ * @viommu: the vIOMMU that the event is for
+ * @type: the type of the event, one of enum iommu_veventq_type
+ * @event_data: the event, as @type says, with nothing in it but what the VM is to
+ *              know: its own IDs and addresses
+ * @data_len: the length of the event in bytes
+ *
+ * The event is copied into the vEVENTQ of this type. If that is full, or there is no
+ * memory, the event is lost, and user space finds out that it was. The time that
+ * this takes depends neither on how many events there are in the queue nor on user
+ * space.
+ *
+ * Context: Any but NMI, or where a spinlock_t can be taken if that sleeps. The caller
+ * sees to it that @viommu's destroy callback has not been called, for example with a
+ * spinlock that is taken in that callback as well.
+ * Return: 0, also if the queue is full, -EOPNOTSUPP if nobody wants to know of such
+ * events, -EINVAL if @data_len is 0, or -ENOMEM if the event is lost because there is
+ * no memory.
+ */
+int iommufd_viommu_report_event(struct iommufd_viommu *viommu,
+				enum iommu_veventq_type type, void *event_data,
+				size_t data_len)
+{
+	struct iommufd_vevent *vevent = NULL;
+	struct iommufd_veventq *veventq;
+	unsigned long flags;
+	int rc = 0;
+
+	if (WARN_ON_ONCE(!data_len || !event_data))
+		return -EINVAL;
+
+	/* What is found under the lock is there until it is dropped */
+	xa_lock_irqsave(&viommu->veventqs, flags);
+	veventq = xa_load(&viommu->veventqs, type);
+	if (!veventq) {
+		rc = -EOPNOTSUPP;
+		goto out_unlock;
+	}
+
+	spin_lock(&veventq->lock);
+	if (veventq->num_events < veventq->depth) {
+		vevent = iommufd_vevent_alloc(veventq, event_data, data_len);
+		if (!vevent)
+			rc = -ENOMEM;
+	}
+	if (vevent) {
+		vevent->header.flags = 0;
+		vevent->header.sequence = veventq->sequence;
+		list_add_tail(&vevent->node, &veventq->deliver);
+		veventq->num_events++;
+	}
+	veventq->lost = !vevent;
+	veventq->sequence = (veventq->sequence + 1) & INT_MAX;
+	spin_unlock(&veventq->lock);
+
+	wake_up_interruptible_poll(&veventq->wait_queue,
+				   EPOLLIN | EPOLLRDNORM);
+out_unlock:
+	xa_unlock_irqrestore(&viommu->veventqs, flags);
+	return rc;
+}
+EXPORT_SYMBOL_NS_GPL(iommufd_viommu_report_event, IOMMUFD);
+
+/**
+ * iommufd_hw_queue_depend() - Have a HW queue destroyed before another one
+ * @dependent: the queue that needs the other one, while
+ *             &iommufd_viommu_ops.hw_queue_init_phys is called for it
+ * @depended: the other one, of the same vIOMMU
+ *
+ * User space cannot destroy @depended, which gives EBUSY, and when the physical IOMMU
+ * goes away @dependent is destroyed first. A queue can depend on one other, and on
+ * one that user space has: an ioctl that cannot answer takes back what it has made.
+ *
+ * Context: May not sleep. The caller has a lock that &iommufd_hw_queue.destroy takes,
+ * or something else that keeps the memory of @depended.
+ * Return: 0, -ENOENT if user space does not have @depended so far or is destroying
+ * it, -ENODEV if that has been revoked, or -EINVAL if they are not siblings.
+ */
+int iommufd_hw_queue_depend(struct iommufd_hw_queue *dependent,
+			    struct iommufd_hw_queue *depended)
+{
+	struct iommufd_viommu *viommu = dependent->viommu;
+	struct xarray *objects = &viommu->ictx->objects;
+	struct iommufd_object *obj = &depended->obj;
+	int rc = 0;
+
+	if (WARN_ON_ONCE(depended->viommu != viommu || dependent->depended))
+		return -EINVAL;
+
+	xa_lock(objects);
+	if (xa_load(objects, obj->id) != obj)
+		rc = -ENOENT;
+	else if (obj->revoked)
+		rc = -ENODEV;
+	else if (!iommufd_lock_obj(obj))
+		rc = -ENOENT;
+	xa_unlock(objects);
+	if (rc)
+		return rc;
+	dependent->depended = depended;
+	/* It is not revoked before this can be, which then is revoked first */
+	dependent->depended_locked = true;
+	return 0;
+}
+EXPORT_SYMBOL_NS_GPL(iommufd_hw_queue_depend, IOMMUFD);
+
+/**
+ * iommufd_hw_queue_undepend() - Undo iommufd_hw_queue_depend()
+ * @dependent: as there
+ * @depended: as there
+ *
+ * Context: May not sleep. For &iommufd_hw_queue.destroy of @dependent, and for
+ * &iommufd_viommu_ops.hw_queue_init_phys if it fails after all.
+ */
+void iommufd_hw_queue_undepend(struct iommufd_hw_queue *dependent,
+			       struct iommufd_hw_queue *depended)
+{
+	if (WARN_ON_ONCE(dependent->depended != depended))
+		return;
+	dependent->depended = NULL;
+	if (dependent->depended_locked)
+		iommufd_put_object(dependent->viommu->ictx, &depended->obj);
+	else
+		refcount_dec(&depended->obj.users);
+}
+EXPORT_SYMBOL_NS_GPL(iommufd_hw_queue_undepend, IOMMUFD);
+
+void iommufd_mmap_release(struct kref *ref)
+{
+	struct iommufd_mmap *immap =
+		container_of(ref, struct iommufd_mmap, ref);
+
+	mutex_destroy(&immap->lock);
+	kfree(immap);
+}
+EXPORT_SYMBOL_NS_GPL(iommufd_mmap_release, IOMMUFD_INTERNAL);
+
+/**
+ * iommufd_viommu_alloc_mmap() - Let user space map a region of the vIOMMU's
+ * @viommu: the vIOMMU that the region belongs to
+ * @mmio_addr: physical address of the region, a multiple of PAGE_SIZE
+ * @length: length of the region in bytes, a multiple of PAGE_SIZE
+ * @offset: Output the offset for mmap(), not 0, unless this fails
+ *
+ * The driver gives the offset and the length to user space, which can then mmap() the
+ * region of the iommufd, as a whole, from the time on at which it has the vIOMMU. As
+ * long as it is mapped, user space cannot destroy @viommu.
+ *
+ * Context: May sleep. For &iommu_ops.viommu_init and the callbacks in
+ * &struct iommufd_viommu_ops.
+ * Return: 0, -EINVAL if the region is not one of whole pages, -ENOMEM, or -ENOSPC if
+ * there is no offset left.
+ */
+int iommufd_viommu_alloc_mmap(struct iommufd_viommu *viommu,
+			      phys_addr_t mmio_addr, size_t length,
+			      unsigned long *offset)
+{
+	/* As many pages as have an offset in bytes that is not negative */
+	const unsigned long end = ULONG_MAX >> (PAGE_SHIFT + 1);
+	unsigned long npages = length >> PAGE_SHIFT;
+	struct iommufd_ctx *ictx = viommu->ictx;
+	struct interval_tree_node *node;
+	struct iommufd_mmap *immap;
+	bool wrapped = false;
+	unsigned long start;
+
+	if (WARN_ON_ONCE(!length || !PAGE_ALIGNED(length) ||
+			 !PAGE_ALIGNED(mmio_addr)))
+		return -EINVAL;
+
+	immap = kzalloc(sizeof(*immap), GFP_KERNEL_ACCOUNT);
+	if (!immap)
+		return -ENOMEM;
+	kref_init(&immap->ref);
+	mutex_init(&immap->lock);
+	immap->owner = &viommu->obj;
+	immap->pfn = PHYS_PFN(mmio_addr);
+
+	mutex_lock(&ictx->mmaps_lock);
+	/* One after the other, so that none is given again soon */
+	for (start = ictx->mmaps_next;; start = node->last + 1) {
+		if (npages > end || start > end - npages) {
+			if (wrapped || npages > end)
+				break;
+			wrapped = true;
+			start = 1;
+		}
+		node = interval_tree_iter_first(&ictx->mmaps, start,
+						start + npages - 1);
+		if (!node) {
+			immap->node.start = start;
+			immap->node.last = start + npages - 1;
+			interval_tree_insert(&immap->node, &ictx->mmaps);
+			ictx->mmaps_next = immap->node.last + 1;
+			*offset = start << PAGE_SHIFT;
+			mutex_unlock(&ictx->mmaps_lock);
+			return 0;
+		}
+	}
+	mutex_unlock(&ictx->mmaps_lock);
+	kref_put(&immap->ref, iommufd_mmap_release);
+	return -ENOSPC;
+}
+EXPORT_SYMBOL_NS_GPL(iommufd_viommu_alloc_mmap, IOMMUFD);
+
+/**
+ * iommufd_viommu_destroy_mmap() - Undo iommufd_viommu_alloc_mmap()
+ * @viommu: the vIOMMU that the region belongs to
+ * @offset: what iommufd_viommu_alloc_mmap() has given
+ *
+ * If the physical IOMMU goes away, user space may have the region mapped. When this
+ * returns it has not any more, and gets SIGBUS if it accesses what it has mapped.
+ *
+ * Context: May sleep. For &iommufd_viommu_ops.destroy, and for
+ * &iommu_ops.viommu_init if it fails after all.
+ */
+void iommufd_viommu_destroy_mmap(struct iommufd_viommu *viommu,
+				 unsigned long offset)
+{
+	unsigned long pgoff = offset >> PAGE_SHIFT;
+	struct iommufd_ctx *ictx = viommu->ictx;
+	struct iommufd_mmap *immap = NULL;
+	struct interval_tree_node *node;
+	bool mapped;
+
+	mutex_lock(&ictx->mmaps_lock);
+	node = interval_tree_iter_first(&ictx->mmaps, pgoff, pgoff);
+	if (node && node->start == pgoff) {
+		immap = container_of(node, struct iommufd_mmap, node);
+		interval_tree_remove(node, &ictx->mmaps);
+	}
+	mutex_unlock(&ictx->mmaps_lock);
+	if (WARN_ON_ONCE(!immap || immap->owner != &viommu->obj))
+		return;
+
+	mutex_lock(&immap->lock);
+	immap->gone = true;
+	mapped = immap->num_vmas;
+	if (mapped)
+		WARN_ON(refcount_sub_and_test(immap->num_vmas,
+					      &immap->owner->users));
+	mutex_unlock(&immap->lock);
+
+	/* The vmas have the file, and so has a vma that this unmaps */
+	if (mapped)
+		unmap_mapping_range(ictx->file->f_mapping, offset,
+				    (loff_t)(node->last - node->start + 1)
+					    << PAGE_SHIFT,
+				    1);
+	kref_put(&immap->ref, iommufd_mmap_release);
+}
+EXPORT_SYMBOL_NS_GPL(iommufd_viommu_destroy_mmap, IOMMUFD);
