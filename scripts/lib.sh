@@ -149,6 +149,43 @@ series_state() (
 	sha256sum /dev/null $(patches . $parts)
 )
 
+# What figures name the series by.
+series_id() { series_state | sha256sum | cut -c 1-12; }
+
+# side_tree NAME: from here on build/NAME is the build folder, with a kernel tree of
+# its own in it that may be changed at will: the tracked files are as in the last
+# commit of build/linux, the others are hard links.
+side_tree() {
+	isolate_git
+	from=$linux
+	build=$build/$1
+	linux=$build/linux
+	export BUILD="$build"
+	mkdir -p "$build"
+	head=$(git -C "$from" rev-parse --verify HEAD) || die "no kernel tree in $from; get it with: make tree"
+	base_is=$(git -C "$from" rev-parse "$basetag")
+	if [ "$(cat "$build/.side" 2>/dev/null)" != "$base_is" ] || ! kgit rev-parse -q --verify HEAD >/dev/null 2>&1; then
+		rm -rf "$linux" "$build/.side"
+		note "making a second kernel tree in $linux"
+		git -C "$from" worktree prune
+		git -C "$from" worktree add -q -f -f --detach "$linux" "$head"
+		for f in "$from"/* "$from"/.[!.]*; do
+			[ "${f##*/}" = .git ] || cp -aln "$f" "$linux/"
+		done
+		echo "$base_is" >"$build/.side"
+	fi
+	kgit checkout -q -f --detach "$head"
+	kgit clean -q -f -d
+}
+
+# plant NAME: with PLANT set in the environment, all that follows works in a side
+# tree that has the fault in planted/NAME.patch.
+plant() {
+	[ -n "${PLANT-}" ] || return 0
+	side_tree planted
+	kgit apply "$top/planted/$1.patch" || die "planted/$1.patch does not fit"
+}
+
 # The version of the kernel tree in a folder; fails if it is none.
 kernel_version() {
 	[ -f "$1/Makefile" ] && [ -f "$1/Kbuild" ] && awk '

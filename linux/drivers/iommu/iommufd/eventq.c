@@ -3,8 +3,6 @@
  * A vEVENTQ takes the events of a vIOMMU, which iommufd_viommu_report_event() puts
  * there, to user space.
  */
-#define pr_fmt(fmt) "iommufd: " fmt
-
 #include <linux/anon_inodes.h>
 #include <linux/file.h>
 #include <linux/fs.h>

@@ -41,16 +41,6 @@ static __attribute__((constructor)) void setup_sizes(void)
 	assert(buffer != MAP_FAILED);
 }
 
-/* IDs are given out lowest first, 0 if there is none to be had */
-static uint32_t free_id(int fd)
-{
-	uint32_t id;
-
-	if (_test_ioctl_ioas_alloc(fd, &id) || _test_ioctl_destroy(fd, id))
-		return 0;
-	return id;
-}
-
 static int vm_viommu(struct vm *vm, uint32_t *viommu_id)
 {
 	return _test_cmd_viommu_alloc(vm->fd, vm->device_id, vm->parent_id, 0,

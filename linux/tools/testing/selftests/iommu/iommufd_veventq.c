@@ -116,16 +116,6 @@ static int guest_trigger(struct guest *guest)
 	return dev_trigger(guest, &guest->dev);
 }
 
-/* IDs are given out lowest first, so this tells whether one was left behind */
-static uint32_t free_id(int fd)
-{
-	uint32_t id;
-
-	if (_test_ioctl_ioas_alloc(fd, &id) || _test_ioctl_destroy(fd, id))
-		return 0;
-	return id;
-}
-
 /* And so are file descriptors */
 static int free_fd(void)
 {

@@ -47,19 +47,6 @@ FIXTURE_TEARDOWN(iommufd_viommu)
 	teardown_iommufd(self->fd, _metadata);
 }
 
-/*
- * IDs are given out lowest first, so this tells whether one was left behind.
- * 0 if there is none to be had.
- */
-static uint32_t free_id(int fd)
-{
-	uint32_t id;
-
-	if (_test_ioctl_ioas_alloc(fd, &id) || _test_ioctl_destroy(fd, id))
-		return 0;
-	return id;
-}
-
 #define alloc_viommu(viommu_id)                             \
 	test_cmd_viommu_alloc(self->device_id, self->parent_id, \
 			      IOMMU_VIOMMU_TYPE_SELFTEST, NULL, 0, viommu_id)
