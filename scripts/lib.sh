@@ -178,6 +178,22 @@ side_tree() {
 	kgit clean -q -f -d
 }
 
+# build_selftests VARIANT: all programs of the iommu selftests, static, for that
+# kernel. Sets $selftests, the folder, and $programs, those that take no arguments.
+build_selftests() {
+	selftests=$build/selftests
+	# What make above us passes down is not for this
+	set -- env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL -u MAKEOVERRIDES -u ARCH \
+		make -C "$linux/tools/testing/selftests/iommu" OUTPUT="$selftests" \
+		KHDR_INCLUDES="-isystem $build/kernel-$1/usr/include" USERLDFLAGS=-static
+	# Anew: its Makefile does not know all that the programs depend on
+	rm -rf "$selftests"
+	mkdir "$selftests"
+	programs=$("$@" -s COLLECTION=iommu emit_tests | sed -n 's/^iommu://p')
+	[ -n "$programs" ] || { note "the selftests have no programs"; return 1; }
+	"$@" -j"$(nproc)" >"$selftests/make.log" 2>&1 || { cat "$selftests/make.log" >&2; return 1; }
+}
+
 # plant NAME: with PLANT set in the environment, all that follows works in a side
 # tree that has the fault in planted/NAME.patch.
 plant() {

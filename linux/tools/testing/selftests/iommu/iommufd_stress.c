@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Threads of several processes do at random all that can be done with vIOMMUs,
- * HWPTs, and the devices and the physical IOMMUs under them: plug, unplug,
- * allocate, attach, map, send and answer page requests, call, destroy, open,
- * close, register, unregister, and be stopped and killed while at it. Every call
- * must end, with success or with an error that fits, and at the end everything must
- * be as in the beginning. What else may go wrong the kernel tells.
+ * HWPTs, what lives on a vIOMMU, and the devices and the physical IOMMUs under
+ * them: plug, unplug, allocate, attach, map, send and answer page requests, call,
+ * invalidate, send and read events, destroy, open, close, register, unregister, and
+ * be stopped and killed while at it. Every call must end, with success or with an
+ * error that fits, and at the end everything must be as in the beginning. What else
+ * may go wrong the kernel tells.
  *
  * Usage: iommufd_stress [seconds [seed]]
  */
@@ -26,9 +27,11 @@
 #define NUM_PROCS 3
 #define NUM_THREADS 3
 #define NUM_IOMMUS 3
-#define NUM_VMS 4
-#define NUM_VIOMMUS 6
+#define NUM_VMS 3
+#define NUM_VIOMMUS 3
 #define NUM_HWPTS 4
+#define NUM_CHILDREN 8
+#define NUM_VIRT_IDS 2
 
 enum op {
 	OP_OPEN,
@@ -43,8 +46,12 @@ enum op {
 	OP_IOPF,
 	OP_ANSWER,
 	OP_ALLOC,
+	OP_CHILD,
 	OP_DESTROY,
 	OP_CALL,
+	OP_INVALIDATE,
+	OP_EVENT,
+	OP_READ,
 	OP_REGISTER,
 	OP_UNREGISTER,
 	OP_STOP,
@@ -60,22 +67,29 @@ static const struct {
 	int errors[4];
 } ops[OP_NUM] = {
 	/* EPERM: another file has the group */
-	[OP_OPEN] = { "open", 40, { ENODEV, EPERM } },
-	[OP_CLOSE] = { "close", 20, {} },
-	[OP_PLUG] = { "plug", 50, { ENODEV, EPERM, EINVAL } },
-	[OP_UNPLUG] = { "unplug", 50, { EBUSY } },
-	[OP_PLUG_ONLY] = { "plug only", 20, {} },
-	[OP_HWPT] = { "hwpt", 150, { ENODEV, EINVAL } },
-	[OP_ATTACH] = { "attach", 150, { ENODEV, EINVAL } },
+	[OP_OPEN] = { "open", 15, { ENODEV, EPERM } },
+	[OP_CLOSE] = { "close", 6, {} },
+	[OP_PLUG] = { "plug", 40, { ENODEV, EPERM, EINVAL } },
+	[OP_UNPLUG] = { "unplug", 25, { EBUSY } },
+	[OP_PLUG_ONLY] = { "plug only", 5, {} },
+	[OP_HWPT] = { "hwpt", 90, { ENODEV, EINVAL } },
+	[OP_ATTACH] = { "attach", 110, { ENODEV, EINVAL } },
 	[OP_MAP] = { "map", 40, { EEXIST } },
-	[OP_UNMAP] = { "unmap", 40, { EBUSY } },
-	[OP_IOPF] = { "iopf", 60, { ENODEV } },
+	[OP_UNMAP] = { "unmap", 15, { EBUSY } },
+	[OP_IOPF] = { "iopf", 40, { ENODEV } },
 	[OP_ANSWER] = { "answer", 40, { EINVAL } },
-	[OP_ALLOC] = { "alloc", 120, { ENODEV, EINVAL } },
-	[OP_DESTROY] = { "destroy", 100, { EBUSY } },
-	[OP_CALL] = { "call", 80, { ENODEV } },
-	[OP_REGISTER] = { "register", 20, {} },
-	[OP_UNREGISTER] = { "unregister", 20, {} },
+	[OP_ALLOC] = { "alloc", 100, { ENODEV, EINVAL } },
+	/* EEXIST: there is one; EINVAL: a device, or memory, that will not do */
+	[OP_CHILD] = { "child", 200, { ENODEV, EEXIST, EINVAL } },
+	[OP_DESTROY] = { "destroy", 90, { EBUSY } },
+	[OP_CALL] = { "call", 30, { ENODEV } },
+	/* EINVAL: no such virtual ID */
+	[OP_INVALIDATE] = { "invalidate", 60, { ENODEV, EINVAL } },
+	/* EOPNOTSUPP: nobody has asked for events */
+	[OP_EVENT] = { "event", 60, { ENODEV, EOPNOTSUPP } },
+	[OP_READ] = { "read", 20, { ENODEV } },
+	[OP_REGISTER] = { "register", 7, {} },
+	[OP_UNREGISTER] = { "unregister", 7, {} },
 	/* These two are for the parent of the processes */
 	[OP_STOP] = { "stop", 0, {} },
 	[OP_KILL] = { "kill", 0, {} },
@@ -91,6 +105,7 @@ struct shared {
 	uint64_t revoked;
 	uint64_t device_revoked;
 	uint64_t hwpt_revoked;
+	uint64_t child_revoked;
 	uint32_t stop;
 	uint32_t bad_op;
 	int bad_errno;
@@ -104,8 +119,10 @@ struct vm {
 	uint32_t device_id;
 	uint32_t fault_id;
 	uint32_t fault_fd;
+	uint32_t event_fd;
 	uint32_t viommu_id[NUM_VIOMMUS];
 	uint32_t hwpt_id[NUM_HWPTS];
+	uint32_t child_id[NUM_CHILDREN];
 };
 
 /*
@@ -243,6 +260,77 @@ static int do_answer(struct vm *vm)
 		       0 : -1;
 }
 
+/* One of the four kinds that live on a vIOMMU */
+static int do_child(struct vm *vm, uint32_t viommu_id, uint32_t *hwpt,
+		    uint64_t *state)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+	uint32_t *child = &vm->child_id[rnd(state, NUM_CHILDREN)];
+	int fd = get(vm->fd), event_fd, ret;
+	uint32_t id;
+
+	switch (rnd(state, 4)) {
+	case 0:
+		ret = _test_cmd_vdevice_alloc(fd, viommu_id,
+					      get(vm->device_id),
+					      rnd(state, NUM_VIRT_IDS), &id);
+		break;
+	case 1:
+		child = hwpt;
+		ret = _test_cmd_hwpt_alloc(fd, get(vm->device_id), viommu_id, 0,
+					   0, &id, IOMMU_HWPT_DATA_SELFTEST,
+					   &data, sizeof(data));
+		break;
+	case 2:
+		ret = _test_cmd_veventq_alloc(fd, viommu_id,
+					      IOMMU_VEVENTQ_TYPE_SELFTEST, 4,
+					      &id, &event_fd);
+		if (ret)
+			break;
+		event_fd = __atomic_exchange_n(&vm->event_fd, event_fd,
+					       __ATOMIC_RELAXED);
+		if (event_fd)
+			close(event_fd);
+		break;
+	default:
+		ret = _test_cmd_hw_queue_alloc(fd, viommu_id,
+					       IOMMU_HW_QUEUE_TYPE_SELFTEST, 0,
+					       MOCK_APERTURE_START, PAGE_SIZE,
+					       &id);
+	}
+	if (!ret)
+		set(*child, id);
+	return ret;
+}
+
+static int do_invalidate(struct vm *vm, uint32_t viommu_id, uint64_t *state)
+{
+	struct iommu_viommu_invalidate_selftest entry = {
+		.vdev_id = rnd(state, NUM_VIRT_IDS),
+		.cache_id = rnd(state, MOCK_DEV_CACHE_NUM),
+	};
+	uint32_t num = 1;
+
+	return _test_cmd_hwpt_invalidate(get(vm->fd), viommu_id, &entry,
+					 IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST,
+					 sizeof(entry), &num);
+}
+
+/* A file that another thread has closed, and the number is another's, is EINVAL */
+static int do_read(struct vm *vm)
+{
+	struct {
+		struct iommufd_vevent_header header;
+		struct iommu_viommu_event_selftest event;
+	} events[2];
+	int fd = get(vm->event_fd);
+
+	if (fd <= 0 || read(fd, events, sizeof(events)) >= 0 ||
+	    errno == EINVAL)
+		return 0;
+	return -1;
+}
+
 static int do_op(enum op op, uint64_t *state)
 {
 	struct vm *vm = &vms[rnd(state, NUM_VMS)];
@@ -262,14 +350,19 @@ static int do_op(enum op op, uint64_t *state)
 			return 0;
 		/* Which one goes first makes a difference */
 		id = __atomic_exchange_n(&vm->fault_fd, 0, __ATOMIC_RELAXED);
+		id2 = __atomic_exchange_n(&vm->event_fd, 0, __ATOMIC_RELAXED);
 		if (rnd(state, 2)) {
 			if (id)
 				close(id);
+			if (id2)
+				close(id2);
 			return close(fd);
 		}
 		ret = close(fd);
 		if (id)
 			close(id);
+		if (id2)
+			close(id2);
 		return ret;
 	case OP_PLUG:
 		ret = _test_cmd_mock_domain_iommu(get(vm->fd),
@@ -328,15 +421,38 @@ static int do_op(enum op op, uint64_t *state)
 		else if (errno == ENODEV)
 			count(shared->alloc_late);
 		return ret;
+	case OP_CHILD:
+		ret = do_child(vm, get(*viommu), hwpt, state);
+		if (ret && errno == ENODEV)
+			count(shared->child_revoked);
+		return ret;
 	case OP_DESTROY:
-		return _test_ioctl_destroy(get(vm->fd), rnd(state, 2) ?
-								get(*viommu) :
-								get(*hwpt));
+		switch (rnd(state, 3)) {
+		case 0:
+			id = get(*viommu);
+			break;
+		case 1:
+			id = get(*hwpt);
+			break;
+		default:
+			id = get(vm->child_id[rnd(state, NUM_CHILDREN)]);
+		}
+		return _test_ioctl_destroy(get(vm->fd), id);
 	case OP_CALL:
 		ret = _test_cmd_viommu_call(get(vm->fd), get(*viommu));
 		if (ret && errno == ENODEV)
 			count(shared->revoked);
 		return ret;
+	case OP_INVALIDATE:
+		ret = do_invalidate(vm, get(*viommu), state);
+		if (ret && errno == ENODEV)
+			count(shared->child_revoked);
+		return ret;
+	case OP_EVENT:
+		return _test_cmd_trigger_vevent(get(vm->fd), get(vm->device_id),
+						rnd(state, 2));
+	case OP_READ:
+		return do_read(vm);
 	case OP_REGISTER:
 		fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
 		ret = _test_cmd_iommu_register(fd, rnd_flags(state), &id);
@@ -516,15 +632,18 @@ int main(int argc, char *argv[])
 			       strerror(shared->bad_errno));
 	ksft_test_result(!shared->bad_op, "every error fits\n");
 
-	ksft_print_msg("met a revoked one: %llu calls, %llu attaches, %llu page requests\n",
+	ksft_print_msg("met a revoked one: %llu calls, %llu attaches, %llu page requests, %llu allocations and invalidations\n",
 		       (unsigned long long)shared->revoked,
 		       (unsigned long long)shared->hwpt_revoked,
-		       (unsigned long long)shared->device_revoked);
+		       (unsigned long long)shared->device_revoked,
+		       (unsigned long long)shared->child_revoked);
 	ksft_print_msg("%llu allocations met an IOMMU that goes away\n",
 		       (unsigned long long)shared->alloc_late);
 	good = shared->revoked && shared->done[OP_CALL] &&
 	       shared->hwpt_revoked && shared->done[OP_ATTACH] &&
 	       shared->device_revoked && shared->done[OP_IOPF] &&
+	       shared->child_revoked && shared->done[OP_CHILD] &&
+	       shared->done[OP_INVALIDATE] && shared->done[OP_EVENT] &&
 	       shared->done[OP_UNREGISTER];
 	ksft_test_result(good, "all was used and revoked\n");
 
