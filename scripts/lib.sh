@@ -155,8 +155,10 @@ series_id() { series_state | sha256sum | cut -c 1-12; }
 # side_tree NAME: from here on build/NAME is the build folder, with a kernel tree of
 # its own in it that may be changed at will: the tracked files are as in the last
 # commit of build/linux, the others are hard links.
+side=
 side_tree() {
 	isolate_git
+	side=$1
 	from=$linux
 	build=$build/$1
 	linux=$build/linux
@@ -195,10 +197,11 @@ build_selftests() {
 }
 
 # plant NAME: with PLANT set in the environment, all that follows works in a side
-# tree that has the fault in planted/NAME.patch.
+# tree, the one that it already works in or a new one, with the fault in
+# planted/NAME.patch.
 plant() {
 	[ -n "${PLANT-}" ] || return 0
-	side_tree planted
+	[ -n "$side" ] || side_tree planted
 	kgit apply "$top/planted/$1.patch" || die "planted/$1.patch does not fit"
 }
 

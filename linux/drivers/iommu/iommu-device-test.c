@@ -22,6 +22,10 @@ struct test_iommu {
 	struct fwnode_handle *fwnode;
 	/* A device behind the IOMMU */
 	struct platform_device *pdev;
+	/* What the driver does when it is asked about a device */
+	bool one_group;
+	int (*probe)(struct test_iommu *t, struct device *dev);
+	unsigned int finalized;
 
 	struct task_struct *thread;
 	struct completion begun;
@@ -41,18 +45,40 @@ static struct iommu_domain test_blocked_domain = {
 static struct iommu_device *test_probe_device(struct device *dev)
 {
 	struct test_iommu **t = dev_get_platdata(dev);
+	int ret = 0;
 
-	return t ? &(*t)->iommu : ERR_PTR(-ENODEV);
+	if (!t)
+		return ERR_PTR(-ENODEV);
+	if ((*t)->probe)
+		ret = (*t)->probe(*t, dev);
+	return ret ? ERR_PTR(ret) : &(*t)->iommu;
+}
+
+static void test_probe_finalize(struct device *dev)
+{
+	struct test_iommu **t = dev_get_platdata(dev);
+
+	(*t)->finalized++;
+}
+
+static struct iommu_group *test_device_group(struct device *dev)
+{
+	struct test_iommu **t = dev_get_platdata(dev);
+
+	return (*t)->one_group ? generic_single_device_group(dev) :
+				 generic_device_group(dev);
 }
 
 static const struct iommu_ops test_ops = {
 	.default_domain = &test_blocked_domain,
 	.blocked_domain = &test_blocked_domain,
 	.probe_device = test_probe_device,
-	.device_group = generic_device_group,
+	.probe_finalize = test_probe_finalize,
+	.device_group = test_device_group,
 };
 
-static int test_plug(struct test_iommu *t)
+/* A device that will be probed when an instance is registered */
+static struct platform_device *test_add(struct test_iommu *t)
 {
 	struct platform_device *pdev;
 	int ret;
@@ -61,15 +87,26 @@ static int test_plug(struct test_iommu *t)
 					     PLATFORM_DEVID_AUTO, &t,
 					     sizeof(t));
 	if (IS_ERR(pdev))
-		return PTR_ERR(pdev);
-	t->pdev = pdev;
+		return pdev;
 
 	mutex_lock(&iommu_probe_device_lock);
-	ret = iommu_fwspec_init(&t->pdev->dev, t->fwnode);
+	ret = iommu_fwspec_init(&pdev->dev, t->fwnode);
 	mutex_unlock(&iommu_probe_device_lock);
-	if (!ret)
-		ret = iommu_probe_device(&t->pdev->dev);
-	return ret;
+	if (ret) {
+		platform_device_unregister(pdev);
+		return ERR_PTR(ret);
+	}
+	return pdev;
+}
+
+static int test_plug(struct test_iommu *t)
+{
+	struct platform_device *pdev = test_add(t);
+
+	if (IS_ERR(pdev))
+		return PTR_ERR(pdev);
+	t->pdev = pdev;
+	return iommu_probe_device(&t->pdev->dev);
 }
 
 static void test_unplug(struct test_iommu *t)
@@ -238,6 +275,174 @@ static void test_probe_after_unregister(struct kunit *test)
 	iommu_device_unregister(&other);
 }
 
+/* The files of the instance can be gone before it is */
+static void test_probe_without_sysfs(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+
+	test_unplug(t);
+	iommu_device_sysfs_remove(&t->iommu);
+	KUNIT_EXPECT_EQ(test, -ENODEV, test_plug(t));
+	KUNIT_EXPECT_PTR_EQ(test, ERR_PTR(-ENODEV),
+			    iommu_device_get(&t->pdev->dev));
+}
+
+/*
+ * Register an instance when there is nothing behind the first one but three devices
+ * that nobody has probed so far. Then take them away.
+ */
+static int test_register_another(struct kunit *test, bool *probed)
+{
+	struct test_iommu *t = test->priv;
+	struct platform_device *pdev[3];
+	struct iommu_device other = {};
+	struct iommu_device *iommu;
+	int ret, i;
+
+	test_unplug(t);
+	for (i = 0; i != ARRAY_SIZE(pdev); i++) {
+		pdev[i] = test_add(t);
+		KUNIT_ASSERT_FALSE(test, IS_ERR(pdev[i]));
+	}
+	t->pdev = pdev[0];
+	t->finalized = 0;
+	ret = iommu_device_register(&other, &test_ops, t->hwdev);
+	if (!IS_ERR_OR_NULL(t->thread))
+		wait_for_completion(&t->begun);
+	for (i = 0; i != ARRAY_SIZE(pdev); i++) {
+		/* Perhaps the thread has unplugged it */
+		if (!i && !t->pdev) {
+			probed[i] = false;
+			continue;
+		}
+		iommu = iommu_device_get(&pdev[i]->dev);
+		probed[i] = iommu == &t->iommu;
+		if (probed[i])
+			iommu_device_put(iommu);
+		platform_device_unregister(pdev[i]);
+	}
+	t->pdev = NULL;
+	iommu_device_unregister(&other);
+	return ret;
+}
+
+static void test_probe_at_register(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	bool probed[3];
+
+	KUNIT_EXPECT_EQ(test, 0, test_register_another(test, probed));
+	KUNIT_EXPECT_TRUE(test, probed[0] && probed[1] && probed[2]);
+	KUNIT_EXPECT_EQ(test, 3, t->finalized);
+}
+
+/* A group is found once for each of its devices */
+static void test_probe_group_at_register(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	bool probed[3];
+
+	t->one_group = true;
+	KUNIT_EXPECT_EQ(test, 0, test_register_another(test, probed));
+	KUNIT_EXPECT_TRUE(test, probed[0] && probed[1] && probed[2]);
+	KUNIT_EXPECT_EQ(test, 3, t->finalized);
+}
+
+static int test_probe_all_but_one(struct test_iommu *t, struct device *dev)
+{
+	return dev == &t->pdev->dev ? 0 : -ENOMEM;
+}
+
+/* The groups that were found before are not left on the list */
+static void test_probe_fails_at_register(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	bool probed[3];
+
+	t->probe = test_probe_all_but_one;
+	KUNIT_EXPECT_EQ(test, -ENOMEM, test_register_another(test, probed));
+	KUNIT_EXPECT_TRUE(test, probed[0] && !probed[1] && !probed[2]);
+	KUNIT_EXPECT_EQ(test, 0, t->finalized);
+}
+
+static int unplug_thread(void *arg)
+{
+	struct test_iommu *t = arg;
+
+	test_unplug(t);
+	complete(&t->begun);
+	return 0;
+}
+
+/*
+ * While others are probed, the first one is unplugged. Who waits for a mutex that
+ * others take again and again gets it in the end.
+ */
+static int test_probe_and_unplug(struct test_iommu *t, struct device *dev)
+{
+	if (!t->thread && dev != &t->pdev->dev)
+		t->thread = kthread_run(unplug_thread, t, "unplug");
+	msleep(50);
+	return 0;
+}
+
+/* A group is there as long as it is on the list */
+static void test_unplug_at_register(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	bool probed[3];
+
+	t->probe = test_probe_and_unplug;
+	KUNIT_EXPECT_EQ(test, 0, test_register_another(test, probed));
+	KUNIT_EXPECT_TRUE(test, !probed[0] && probed[1] && probed[2]);
+	KUNIT_EXPECT_EQ(test, 2, t->finalized);
+}
+
+/* An instance finds the devices that are there before it, group by group */
+static void test_register_finds_devices(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct iommu_device other = {};
+	struct iommu_group *group;
+	int ret;
+
+	iommu_device_unregister(&t->iommu);
+	KUNIT_ASSERT_NULL(test, t->pdev->dev.iommu_group);
+
+	/* The firmware node has to lead to a driver when it is told */
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_register(&other, &test_ops,
+						       t->hwdev));
+	mutex_lock(&iommu_probe_device_lock);
+	ret = iommu_fwspec_init(&t->pdev->dev, t->fwnode);
+	mutex_unlock(&iommu_probe_device_lock);
+	iommu_device_unregister(&other);
+	KUNIT_ASSERT_EQ(test, 0, ret);
+	KUNIT_ASSERT_NULL(test, t->pdev->dev.iommu_group);
+
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_register(&t->iommu, &test_ops,
+						       t->hwdev));
+	KUNIT_ASSERT_PTR_EQ(test, &t->iommu, iommu_device_get(&t->pdev->dev));
+	iommu_device_put(&t->iommu);
+	group = iommu_group_get(&t->pdev->dev);
+	KUNIT_ASSERT_NOT_NULL(test, group);
+	KUNIT_EXPECT_PTR_EQ(test, &test_blocked_domain,
+			    iommu_get_domain_for_dev(&t->pdev->dev));
+	test_unplug(t);
+	iommu_group_put(group);
+}
+
+/* The name is taken, so there are no files, and nothing to remove */
+static void test_sysfs_add_fails(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct iommu_device other = {};
+
+	KUNIT_EXPECT_EQ(test, -EEXIST,
+			iommu_device_sysfs_add(&other, t->hwdev, NULL, "%s",
+					       "test_iommu"));
+	KUNIT_EXPECT_NULL(test, other.dev);
+}
+
 static void test_unregister_unregistered(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -254,6 +459,21 @@ static void test_unregister_unregistered(struct kunit *test)
 	KUNIT_ASSERT_EQ(test, 0, test_plug(t));
 	KUNIT_EXPECT_PTR_EQ(test, &t->iommu, iommu_device_get(&t->pdev->dev));
 	iommu_device_put(&t->iommu);
+}
+
+/* Who has lost the device may still have it do DMA, so nobody gets the group */
+static void test_lose_dma_owner(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct device *dev = &t->pdev->dev;
+
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_claim_dma_owner(dev, test));
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_claim_dma_owner(dev, test));
+	iommu_device_lose_dma_owner(dev);
+	KUNIT_EXPECT_EQ(test, -EPERM, iommu_device_claim_dma_owner(dev, t));
+	iommu_device_release_dma_owner(dev);
+	KUNIT_EXPECT_EQ(test, -ENODEV, iommu_device_claim_dma_owner(dev, t));
+	iommu_device_unregister(&t->iommu);
 }
 
 struct test_holder {
@@ -506,14 +726,15 @@ static void test_claim_during_revoke(struct kunit *test)
 					   sizeof(h->holder)));
 }
 
+static const char *test_hang_report;
+static bool test_hang_unnamed;
 static unsigned int test_hang_reports;
 static unsigned int test_wrong_hang_reports;
 
 static void test_console_write(struct console *console, const char *text,
 			       unsigned int len)
 {
-	if (strnstr(text, "test_iommu: cannot be unregistered yet: slow test holder",
-		    len))
+	if (strnstr(text, test_hang_report, len))
 		test_hang_reports++;
 	else if (strnstr(text, "does not let go", len))
 		test_wrong_hang_reports++;
@@ -526,29 +747,37 @@ static struct console test_console = {
 	.index = -1,
 };
 
-/* Reported once for the one that hangs, and nobody is reported who does not */
-static void test_hang_is_reported(struct kunit *test)
+/* Unregister with two slow holders, which take that long */
+static void test_hang(struct kunit *test, unsigned long hang_timeout,
+		      unsigned int first_ms, unsigned int second_ms)
 {
 	unsigned long timeout = iommu_hang_timeout;
 	int loglevel = console_loglevel;
 	struct test_iommu *t = test->priv;
-	struct test_holder *h, *slow;
+	struct test_holder *h, *first, *second;
 	unsigned int count = 0;
 
-	slow = test_hold(test, &count, &test_slow_holder_ops);
+	second = test_hold(test, &count, &test_slow_holder_ops);
+	first = test_hold(test, &count, &test_slow_holder_ops);
 	h = test_hold(test, &count, &test_holder_ops);
+	if (test_hang_unnamed)
+		iommu_device_sysfs_remove(&t->iommu);
 	test_hang_reports = 0;
 	test_wrong_hang_reports = 0;
 	console_loglevel = CONSOLE_LOGLEVEL_DEBUG;
 	register_console(&test_console);
-	iommu_hang_timeout = HZ / 10;
+	iommu_hang_timeout = hang_timeout;
 
 	unregister_start(test);
-	wait_for_completion(&slow->begun);
+	wait_for_completion(&first->begun);
 	KUNIT_EXPECT_EQ(test, 1, h->revoked);
-	msleep(500);
+	msleep(first_ms);
+	KUNIT_EXPECT_FALSE(test, completion_done(&second->begun));
+	complete(&first->go);
+	wait_for_completion(&second->begun);
+	msleep(second_ms);
 	KUNIT_EXPECT_FALSE(test, completion_done(&t->ended));
-	complete(&slow->go);
+	complete(&second->go);
 	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
 
 	iommu_hang_timeout = timeout;
@@ -558,19 +787,138 @@ static void test_hang_is_reported(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 0, test_wrong_hang_reports);
 }
 
+/* Reported once for the one that hangs, and nobody is reported who does not */
+static void test_hang_is_reported(struct kunit *test)
+{
+	test_hang_report =
+		"test_iommu: cannot be unregistered yet: slow test holder";
+	test_hang_unnamed = false;
+	test_hang(test, HZ / 10, 500, 0);
+}
+
+/* Each has its time, and an instance need not have a name */
+static void test_second_hang_is_reported(struct kunit *test)
+{
+	test_hang_report =
+		"an IOMMU: cannot be unregistered yet: slow test holder";
+	test_hang_unnamed = true;
+	test_hang(test, HZ, 300, 1500);
+}
+
+struct test_data {
+	u32 a;
+	u32 b;
+};
+
+/* Between a driver and the copy of what user space gave */
+static void test_copy_struct(struct kunit *test)
+{
+	struct test_data data = { 1, 2 }, copy;
+	struct iommu_user_data user = { .type = 7, .len = sizeof(data) };
+
+	user.buffer = kunit_kzalloc(test,
+				    struct_size(user.buffer, data, user.len),
+				    GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, user.buffer);
+
+	KUNIT_EXPECT_EQ(test, -EINVAL,
+			iommu_copy_struct_to_user(&user, &data, 8, a));
+	user.len = sizeof(data) + 1;
+	KUNIT_EXPECT_EQ(test, -EINVAL,
+			iommu_copy_struct_to_user(&user, &data, 7, a));
+	user.len = sizeof(data.a) - 1;
+	KUNIT_EXPECT_EQ(test, -EINVAL,
+			iommu_copy_struct_to_user(&user, &data, 7, a));
+	KUNIT_EXPECT_FALSE(test, user.buffer->written);
+
+	/* As much as the other side knows, or zeroes for what it does not */
+	user.len = sizeof(data.a);
+	KUNIT_EXPECT_EQ(test, 0, iommu_copy_struct_to_user(&user, &data, 7, a));
+	KUNIT_EXPECT_TRUE(test, user.buffer->written);
+	copy = data;
+	KUNIT_EXPECT_EQ(test, 0,
+			iommu_copy_struct_from_user(&copy, &user, 7, a));
+	KUNIT_EXPECT_EQ(test, 1, copy.a);
+	KUNIT_EXPECT_EQ(test, 0, copy.b);
+	user.len = sizeof(data);
+	KUNIT_EXPECT_EQ(test, 0, iommu_copy_struct_to_user(&user, &data, 7, a));
+	KUNIT_EXPECT_EQ(test, 0,
+			iommu_copy_struct_from_user(&copy, &user, 7, a));
+	KUNIT_EXPECT_MEMEQ(test, &copy, &data, sizeof(data));
+}
+
+static void test_copy_array(struct kunit *test)
+{
+	const struct test_data data[] = { { 1, 2 }, { 3, 4 } };
+	struct iommu_user_data_array array = {
+		.type = 7,
+		.entries = data,
+		.entry_len = sizeof(*data),
+		.entry_num = ARRAY_SIZE(data),
+	};
+	struct test_data copy[2];
+
+	KUNIT_EXPECT_EQ(test, -EINVAL,
+			iommu_copy_struct_from_user_array(&copy[0], &array, 8,
+							  1, a));
+	KUNIT_EXPECT_EQ(test, -EINVAL,
+			iommu_copy_struct_from_full_user_array(copy,
+							       sizeof(*copy),
+							       &array, 8));
+	KUNIT_EXPECT_EQ(test, 0,
+			iommu_copy_struct_from_user_array(&copy[0], &array, 7,
+							  1, a));
+	KUNIT_EXPECT_MEMEQ(test, &copy[0], &data[1], sizeof(*data));
+	KUNIT_EXPECT_EQ(test, 0,
+			iommu_copy_struct_from_full_user_array(copy,
+							       sizeof(*copy),
+							       &array, 7));
+	KUNIT_EXPECT_MEMEQ(test, copy, data, sizeof(data));
+
+	array.entry_len = sizeof(*data) + 1;
+	KUNIT_EXPECT_EQ(test, -EINVAL,
+			iommu_copy_struct_from_user_array(&copy[0], &array, 7,
+							  0, a));
+	KUNIT_EXPECT_EQ(test, -EINVAL,
+			iommu_copy_struct_from_full_user_array(copy,
+							       sizeof(*copy),
+							       &array, 7));
+	array.entry_len = sizeof(data->a) - 1;
+	KUNIT_EXPECT_EQ(test, -EINVAL,
+			iommu_copy_struct_from_user_array(&copy[0], &array, 7,
+							  0, a));
+	array.entry_len = sizeof(*data);
+	array.entry_num = 0;
+	KUNIT_EXPECT_EQ(test, -EINVAL,
+			iommu_copy_struct_from_full_user_array(copy,
+							       sizeof(*copy),
+							       &array, 7));
+}
+
 static struct kunit_case iommu_device_test_cases[] = {
 	KUNIT_CASE(test_get_put),
 	KUNIT_CASE(test_unregister_waits),
 	KUNIT_CASE(test_get_after_unregister),
 	KUNIT_CASE(test_probe_after_unregister),
+	KUNIT_CASE(test_probe_without_sysfs),
+	KUNIT_CASE(test_probe_at_register),
+	KUNIT_CASE(test_probe_group_at_register),
+	KUNIT_CASE(test_probe_fails_at_register),
+	KUNIT_CASE(test_unplug_at_register),
+	KUNIT_CASE(test_register_finds_devices),
+	KUNIT_CASE(test_sysfs_add_fails),
 	KUNIT_CASE(test_unregister_unregistered),
+	KUNIT_CASE(test_lose_dma_owner),
 	KUNIT_CASE(test_revoke_newest_first),
 	KUNIT_CASE(test_movable),
 	KUNIT_CASE(test_claimed),
 	KUNIT_CASE(test_claimed_both),
 	KUNIT_CASE(test_claimed_late),
 	KUNIT_CASE(test_claim_during_revoke),
+	KUNIT_CASE(test_copy_struct),
+	KUNIT_CASE(test_copy_array),
 	KUNIT_CASE(test_hang_is_reported),
+	KUNIT_CASE(test_second_hang_is_reported),
 	{}
 };
 

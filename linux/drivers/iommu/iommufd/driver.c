@@ -70,9 +70,6 @@ int iommufd_viommu_get_vdev_id(struct iommufd_viommu *viommu,
 	unsigned long flags;
 	int rc = -ENOENT;
 
-	if (!param)
-		return -ENOENT;
-
 	/* Others than @viommu come and go without this lock, but do not matter */
 	spin_lock_irqsave(&viommu->virt_id_lock, flags);
 	if (READ_ONCE(param->viommu) == viommu) {
@@ -197,7 +194,8 @@ int iommufd_hw_queue_depend(struct iommufd_hw_queue *dependent,
 		rc = -ENOENT;
 	else if (obj->revoked)
 		rc = -ENODEV;
-	else if (!iommufd_lock_obj(obj))
+	else if (WARN_ON_ONCE(!iommufd_lock_obj(obj)))
+		/* It leaves the xarray when its users count goes to 0 */
 		rc = -ENOENT;
 	xa_unlock(objects);
 	if (rc)
@@ -324,19 +322,20 @@ void iommufd_viommu_destroy_mmap(struct iommufd_viommu *viommu,
 {
 	unsigned long pgoff = offset >> PAGE_SHIFT;
 	struct iommufd_ctx *ictx = viommu->ictx;
-	struct iommufd_mmap *immap = NULL;
 	struct interval_tree_node *node;
+	struct iommufd_mmap *immap;
 	bool mapped;
 
 	mutex_lock(&ictx->mmaps_lock);
 	node = interval_tree_iter_first(&ictx->mmaps, pgoff, pgoff);
-	if (node && node->start == pgoff) {
-		immap = container_of(node, struct iommufd_mmap, node);
-		interval_tree_remove(node, &ictx->mmaps);
-	}
-	mutex_unlock(&ictx->mmaps_lock);
-	if (WARN_ON_ONCE(!immap || immap->owner != &viommu->obj))
+	immap = container_of(node, struct iommufd_mmap, node);
+	if (WARN_ON_ONCE(!node || node->start != pgoff ||
+			 immap->owner != &viommu->obj)) {
+		mutex_unlock(&ictx->mmaps_lock);
 		return;
+	}
+	interval_tree_remove(node, &ictx->mmaps);
+	mutex_unlock(&ictx->mmaps_lock);
 
 	mutex_lock(&immap->lock);
 	immap->gone = true;

@@ -51,9 +51,22 @@ static const struct iommufd_viommu_ops test_viommu_ops = {
 	.destroy = test_viommu_destroy,
 };
 
+static size_t test_get_hw_queue_size(struct iommufd_viommu *viommu,
+				     enum iommu_hw_queue_type queue_type)
+{
+	return sizeof(struct iommufd_hw_queue);
+}
+
+/* It says that it has HW queues, but not how they are made */
+static const struct iommufd_viommu_ops test_plain_viommu_ops = {
+	.get_hw_queue_size = test_get_hw_queue_size,
+};
+
 static size_t test_get_viommu_size(struct device *dev,
 				   enum iommu_viommu_type viommu_type)
 {
+	if (viommu_type == IOMMU_VIOMMU_TYPE_SELFTEST_PLAIN)
+		return sizeof(struct iommufd_viommu);
 	if (viommu_type != IOMMU_VIOMMU_TYPE_SELFTEST)
 		return 0;
 	return VIOMMU_STRUCT_SIZE(struct test_viommu, core);
@@ -63,6 +76,10 @@ static int test_viommu_init(struct iommufd_viommu *viommu,
 			    struct iommu_domain *parent_domain,
 			    const struct iommu_user_data *user_data)
 {
+	if (viommu->type == IOMMU_VIOMMU_TYPE_SELFTEST_PLAIN) {
+		viommu->ops = &test_plain_viommu_ops;
+		return 0;
+	}
 	container_of(viommu, struct test_viommu, core)->magic = test_magic;
 	viommu->ops = &test_viommu_ops;
 	return 0;

@@ -21,12 +21,17 @@
 
 #include "iommufd_private.h"
 
-/* Release the driver's part, and the references that are held for it */
-static void iommufd_viommu_release(struct iommufd_viommu *viommu)
+/* Release the driver's part, and what is held for it but the physical IOMMU */
+static void iommufd_viommu_undo_init(struct iommufd_viommu *viommu)
 {
 	if (viommu->ops->destroy)
 		viommu->ops->destroy(viommu);
 	refcount_dec(&viommu->hwpt->common.obj.users);
+}
+
+static void iommufd_viommu_release(struct iommufd_viommu *viommu)
+{
+	iommufd_viommu_undo_init(viommu);
 	/* The driver, its ops included, may be gone from here on */
 	iommu_device_put_holder(&viommu->holder);
 }
@@ -124,9 +129,7 @@ iommufd_viommu_alloc(struct iommufd_ctx *ictx, struct iommu_device *iommu_dev,
 	rc = iommu_device_add_holder(iommu_dev, &viommu->holder,
 				     &iommufd_viommu_holder_ops);
 	if (rc) {
-		if (viommu->ops->destroy)
-			viommu->ops->destroy(viommu);
-		refcount_dec(&hwpt_paging->common.obj.users);
+		iommufd_viommu_undo_init(viommu);
 		iommufd_object_abort(ictx, obj);
 		return ERR_PTR(rc);
 	}
@@ -281,16 +284,21 @@ static void iommufd_vdevice_unpublish(struct iommufd_vdevice *vdev)
 	xa_erase(&viommu->vdevs, vdev->virt_id);
 }
 
+static void iommufd_vdevice_undo_init(struct iommufd_vdevice *vdev)
+{
+	iommufd_vdevice_unpublish(vdev);
+	if (vdev->destroy)
+		vdev->destroy(vdev);
+	refcount_dec(&vdev->viommu->obj.users);
+}
+
 /* For who has taken it */
 static void iommufd_vdevice_release(struct iommufd_vdevice *vdev)
 {
 	struct iommufd_device *idev = vdev->idev;
 	struct iommufd_ctx *ictx = vdev->ictx;
 
-	iommufd_vdevice_unpublish(vdev);
-	if (vdev->destroy)
-		vdev->destroy(vdev);
-	refcount_dec(&vdev->viommu->obj.users);
+	iommufd_vdevice_undo_init(vdev);
 	iommu_device_put_holder(&vdev->holder);
 
 	/* As soon as they are told, others free the device and the vDEVICE */
@@ -473,10 +481,7 @@ iommufd_vdevice_alloc(struct iommufd_viommu *viommu,
 	return vdev;
 
 out_destroy:
-	refcount_dec(&viommu->obj.users);
-	iommufd_vdevice_unpublish(vdev);
-	if (vdev->destroy)
-		vdev->destroy(vdev);
+	iommufd_vdevice_undo_init(vdev);
 	goto out_idev;
 out_erase:
 	xa_release(&viommu->vdevs, virt_id);
@@ -532,11 +537,16 @@ int iommufd_vdevice_alloc_ioctl(struct iommufd_ucmd *ucmd)
  * user space destroys the queue: to unpin it takes locks of the IOAS, under which
  * others pin pages, and that can take as long as user space likes.
  */
-static void iommufd_hw_queue_release(struct iommufd_hw_queue *hw_queue)
+static void iommufd_hw_queue_undo_init(struct iommufd_hw_queue *hw_queue)
 {
 	if (hw_queue->destroy)
 		hw_queue->destroy(hw_queue);
 	refcount_dec(&hw_queue->viommu->obj.users);
+}
+
+static void iommufd_hw_queue_release(struct iommufd_hw_queue *hw_queue)
+{
+	iommufd_hw_queue_undo_init(hw_queue);
 	iommu_device_put_holder(&hw_queue->holder);
 }
 
@@ -633,9 +643,7 @@ iommufd_hw_queue_alloc(struct iommufd_viommu *viommu, size_t size,
 	return hw_queue;
 
 out_destroy:
-	if (hw_queue->destroy)
-		hw_queue->destroy(hw_queue);
-	refcount_dec(&viommu->obj.users);
+	iommufd_hw_queue_undo_init(hw_queue);
 out_abort:
 	iommufd_object_abort(viommu->ictx, obj);
 	return ERR_PTR(rc);

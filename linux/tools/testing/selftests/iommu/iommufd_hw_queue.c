@@ -779,6 +779,23 @@ TEST_F(iommufd_hw_queue, unmap_pinned)
 	expect_no_queue(_metadata, self);
 }
 
+/* What an unmap has left, or has not come to, can be used as before */
+TEST_F(iommufd_hw_queue, unmap_fails)
+{
+	uint32_t id;
+	int i;
+
+	EXPECT_ERRNO(ENOENT, unmap(self, BIG_IOVA, PAGE_SIZE));
+	EXPECT_ERRNO(ENOENT, unmap(self, BIG_IOVA + PAGE_SIZE, UINT32_MAX));
+	ASSERT_EQ(0, hw_queue(0, BIG_IOVA, BIG_LENGTH, &id));
+	ASSERT_EQ(0, destroy(id));
+	for (i = 0; i != NUM_PAGES; i++) {
+		ASSERT_EQ(0, hw_queue(0, PAGE_IOVA(i), PAGE_SIZE, &id));
+		ASSERT_EQ(0, destroy(id));
+	}
+	expect_no_queue(_metadata, self);
+}
+
 /* A copy of the area is another one */
 TEST_F(iommufd_hw_queue, unmap_copy)
 {
@@ -831,6 +848,169 @@ TEST_F(iommufd_hw_queue, unmap_shared_area)
 		ASSERT_EQ(0, map_big(self));
 	}
 	expect_no_queue(_metadata, self);
+}
+
+/* One that the driver has nothing to undo for is undone all the same */
+TEST_F(iommufd_hw_queue, plain)
+{
+	uint32_t id;
+
+	ASSERT_EQ(0, _test_cmd_hw_queue_alloc(self->vm.fd, self->viommu_id,
+					      IOMMU_HW_QUEUE_TYPE_SELFTEST_PLAIN,
+					      0, PAGE_IOVA(0), PAGE_SIZE, &id));
+	EXPECT_ERRNO(EBUSY, unmap(self, PAGE_IOVA(0), PAGE_SIZE));
+	ASSERT_EQ(0, destroy(id));
+	expect_no_queue(_metadata, self);
+}
+
+/* An access of another kind, with what it has pinned of the page */
+static int access_pin(test_self *self, uint32_t access_fd, int page,
+		      uint64_t iova)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_ACCESS_PAGES,
+		.id = access_fd,
+		.access_pages = {
+			.iova = iova,
+			.length = PAGE_SIZE,
+			.uptr = (uintptr_t)self->page[page],
+		},
+	};
+
+	return ioctl(self->vm.fd, IOMMU_TEST_CMD, &cmd);
+}
+
+static int access_open(test_self *self, uint32_t *access_fd)
+{
+	return _test_cmd_create_access(self->vm.fd, self->vm.ioas_id, access_fd,
+				       MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES);
+}
+
+/* Those that can be asked to stop are, and a queue elsewhere is not in the way */
+TEST_F(iommufd_hw_queue, unmap_accessed)
+{
+	uint32_t access_fd, id;
+
+	ASSERT_EQ(0, access_open(self, &access_fd));
+	ASSERT_EQ(0, access_pin(self, access_fd, 0, PAGE_IOVA(0)));
+	ASSERT_EQ(0, hw_queue(0, PAGE_IOVA(1), PAGE_SIZE, &id));
+	EXPECT_EQ(0, unmap(self, PAGE_IOVA(0), PAGE_SIZE));
+	check_refs(self->page[0], PAGE_SIZE, 0);
+	EXPECT_ERRNO(EBUSY, unmap_all());
+	ASSERT_EQ(0, destroy(id));
+	ASSERT_EQ(0, close(access_fd));
+	expect_no_queue(_metadata, self);
+}
+
+static int call_unmap_all(int fd, uint32_t id, struct call *call)
+{
+	return _test_ioctl_ioas_unmap(fd, id, 0, UINT64_MAX, NULL);
+}
+
+/*
+ * What is mapped while all is being unmapped is unmapped as well, unless there is a
+ * queue on it by then, which ends the unmapping.
+ */
+static void map_during_unmap(struct __test_metadata *_metadata, test_self *self,
+			     bool queue)
+{
+	struct call call = { .fn = call_unmap_all, .fd = self->vm.fd,
+			     .id = self->vm.ioas_id };
+	uint32_t access_fd, id = 0;
+
+	ASSERT_EQ(0, access_open(self, &access_fd));
+	ASSERT_EQ(0, access_pin(self, access_fd, 0, PAGE_IOVA(0)));
+	park(ACCESS_UNMAP, ARM);
+	call_start(&call);
+	park(ACCESS_UNMAP, WAIT);
+	ASSERT_EQ(0, map_at(self->vm.fd, self->vm.ioas_id, self->page[1],
+			    PAGE_SIZE, PAGE_IOVA(20), MAP_RW));
+	/* Not what is about to go */
+	EXPECT_ERRNO(EINVAL, hw_queue(0, PAGE_IOVA(1), PAGE_SIZE, NULL));
+	ASSERT_EQ(0, queue ? hw_queue(0, PAGE_IOVA(20), PAGE_SIZE, &id) :
+			     access_pin(self, access_fd, 1, PAGE_IOVA(20)));
+	park(ACCESS_UNMAP, RELEASE);
+	EXPECT_EQ(queue ? -EBUSY : 0, call_end(&call));
+	if (queue) {
+		/* What is left can be used as before */
+		ASSERT_EQ(0, access_pin(self, access_fd, 1, PAGE_IOVA(20)));
+		ASSERT_EQ(0, destroy(id));
+	} else {
+		EXPECT_EQ(0, unmap_all());
+		check_refs(self->page[0], NUM_PAGES * PAGE_SIZE, 0);
+		ASSERT_EQ(0, map_all(self));
+	}
+	ASSERT_EQ(0, close(access_fd));
+	expect_no_queue(_metadata, self);
+}
+
+TEST_F(iommufd_hw_queue, map_during_unmap)
+{
+	map_during_unmap(_metadata, self, false);
+}
+
+TEST_F(iommufd_hw_queue, alloc_during_unmap)
+{
+	map_during_unmap(_metadata, self, true);
+}
+
+/* A driver that has nothing but the vIOMMU itself, which keeps no vDEVICE away */
+TEST(plain_driver)
+{
+	static const uint32_t types[] = {
+		IOMMU_VIOMMU_TYPE_SELFTEST,
+		IOMMU_VIOMMU_TYPE_SELFTEST_PLAIN,
+	};
+	struct iommu_hwpt_selftest nested = {};
+	struct iommu_viommu_selftest data = {};
+	uint32_t ioas_id, device_id, parent_id, viommu_id, id;
+	uint32_t num;
+	int fd, dev_fd;
+	size_t i;
+
+	if (module_load())
+		SKIP(return, "needs the module " TEST_DRIVER);
+	fd = open("/dev/iommu", O_RDWR);
+	ASSERT_NE(-1, fd);
+	dev_fd = module_bind(fd, &device_id);
+	ASSERT_NE(-1, dev_fd);
+	ASSERT_EQ(0, _test_ioctl_ioas_alloc(fd, &ioas_id));
+	ASSERT_EQ(0, _test_cmd_hwpt_alloc(fd, device_id, ioas_id, 0,
+					  IOMMU_HWPT_ALLOC_NEST_PARENT,
+					  &parent_id, IOMMU_HWPT_DATA_NONE,
+					  NULL, 0));
+	for (i = 0; i != ARRAY_SIZE(types); i++) {
+		ASSERT_EQ(0, _test_cmd_viommu_alloc(fd, device_id, parent_id, 0,
+						    types[i], &data,
+						    sizeof(data), &viommu_id));
+		/* It has not answered */
+		EXPECT_EQ(0, data.out_mmap_length);
+
+		EXPECT_ERRNO(EOPNOTSUPP,
+			     _test_cmd_hwpt_alloc(fd, device_id, viommu_id, 0,
+						  0, &id,
+						  IOMMU_HWPT_DATA_SELFTEST,
+						  &nested, sizeof(nested)));
+		num = 1;
+		EXPECT_ERRNO(EOPNOTSUPP,
+			     _test_cmd_hwpt_invalidate(fd, viommu_id, &nested,
+						       0, sizeof(nested),
+						       &num));
+		EXPECT_EQ(0, num);
+		EXPECT_ERRNO(EOPNOTSUPP,
+			     _test_cmd_hw_queue_alloc(fd, viommu_id,
+						      IOMMU_HW_QUEUE_TYPE_SELFTEST,
+						      0, 0, PAGE_SIZE, &id));
+		ASSERT_EQ(0, _test_cmd_vdevice_alloc(fd, viommu_id, device_id,
+						     1, &id));
+		EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(fd, viommu_id));
+		ASSERT_EQ(0, _test_ioctl_destroy(fd, id));
+		ASSERT_EQ(0, _test_ioctl_destroy(fd, viommu_id));
+	}
+	ASSERT_EQ(0, close(dev_fd));
+	ASSERT_EQ(0, close(fd));
+	ASSERT_EQ(0, module_unload());
 }
 
 /* Closing the file finds the order; the teardown looks at what is pinned */
@@ -1785,6 +1965,43 @@ TEST_F(iommufd_mmap, offset_and_length)
 	/* All of that has left nothing behind */
 	ASSERT_EQ(0, destroy_it(0));
 	EXPECT_NO_MMAP(ENXIO, length, PROT_RW, MAP_SHARED, offset);
+}
+
+/* Pages that are not memory; nobody looks at what is there, if anything */
+TEST_F(iommufd_mmap, not_memory)
+{
+	struct region region;
+	uint32_t *ptr;
+
+	ASSERT_EQ(0, vm_region(&self->vm[0], IOMMU_TEST_REGION_MMIO, &region));
+	ASSERT_EQ(2 * PAGE_SIZE, region.length);
+	ptr = map_region(&self->vm[0], &region);
+	ASSERT_NE(MAP_FAILED, ptr);
+	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(self->vm[0].fd,
+						region.viommu_id));
+	ASSERT_EQ(0, munmap(ptr, region.length));
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm[0].fd, region.viommu_id));
+}
+
+/* Offsets are as many as a file can have, and are used again when they are free */
+TEST_F(iommufd_mmap, no_offset_left)
+{
+	struct region half, more;
+
+	EXPECT_ERRNO(ENOSPC, vm_region(&self->vm[0],
+				       IOMMU_TEST_REGION_TOO_LARGE, &half));
+	ASSERT_EQ(0, vm_region(&self->vm[0], IOMMU_TEST_REGION_HALF, &half));
+	/* There is not another half, since page 0 has no offset */
+	EXPECT_ERRNO(ENOSPC, vm_region(&self->vm[0], IOMMU_TEST_REGION_HALF,
+				       &more));
+	ASSERT_EQ(0, vm_region(&self->vm[0], 0, &more));
+	EXPECT_GE(more.offset, half.offset + half.length);
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm[0].fd, half.viommu_id));
+	ASSERT_EQ(0, vm_region(&self->vm[0], IOMMU_TEST_REGION_HALF, &half));
+	EXPECT_GE(half.offset, self->region[0].offset + self->region[0].length);
+	EXPECT_LE(half.offset + half.length, more.offset);
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm[0].fd, half.viommu_id));
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm[0].fd, more.viommu_id));
 }
 
 TEST_F(iommufd_mmap, flags)

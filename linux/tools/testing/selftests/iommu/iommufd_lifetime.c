@@ -154,6 +154,29 @@ TEST_F(iommufd_lifetime, sysfs_files_go_first)
 	ASSERT_EQ(0, _test_ioctl_destroy(self->fd, stdev_id));
 }
 
+TEST_F(iommufd_lifetime, sysfs_files_stay_during_probe)
+{
+	struct call plug = { .fn = call_plug_only, .fd = self->fd };
+	char path[64];
+
+	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, MOCK_IOMMU_SYSFS_FIRST,
+					      &plug.id));
+	self->unreg.id = plug.id;
+	snprintf(path, sizeof(path), "/sys/class/iommu/iommufd_mock_iommu%u",
+		 plug.id);
+	park(PROBE, ARM);
+	call_start(&plug);
+	park(PROBE, WAIT);
+	call_start(&self->unreg);
+	EXPECT_WAITING(&self->unreg);
+	EXPECT_EQ(0, access(path, F_OK));
+	park(PROBE, RELEASE);
+	EXPECT_EQ(0, call_end(&plug));
+	EXPECT_EQ(0, call_end(&self->unreg));
+	EXPECT_ERRNO(ENOENT, access(path, F_OK));
+	ASSERT_EQ(0, _test_ioctl_destroy(self->fd, plug.out_id));
+}
+
 TEST_F(iommufd_lifetime, unregister_during_probe)
 {
 	struct call plug = {
@@ -534,6 +557,64 @@ TEST_F(iommufd_lifetime, parked_in_domain_alloc)
 TEST_F(iommufd_lifetime, parked_in_attach)
 {
 	parked(_metadata, self, MOCK_PARK_ATTACH, call_replace, 0);
+}
+
+static int call_nested(int fd, uint32_t id, struct call *call)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+
+	return _test_cmd_hwpt_alloc(fd, id, call->vm->parent_id, 0, 0,
+				    &call->out_id, IOMMU_HWPT_DATA_SELFTEST,
+				    &data, sizeof(data));
+}
+
+TEST_F(iommufd_lifetime, parked_in_nested_alloc)
+{
+	parked(_metadata, self, MOCK_PARK_DOMAIN_ALLOC, call_nested, -ENODEV);
+}
+
+/* The HWPT that the group is attached to is gone, and the devices about to be */
+TEST_F(iommufd_lifetime, attach_during_revocation)
+{
+	uint32_t hwpt_id, iommu_id, stdev_id;
+	struct vm vm;
+
+	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, MOCK_IOMMU_ONE_GROUP,
+					      &iommu_id));
+	self->unreg.id = iommu_id;
+	ASSERT_EQ(0, vm_open(&vm, iommu_id));
+	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(vm.fd, 0, iommu_id,
+						 MOCK_FLAGS_DEVICE_BIND_ONLY,
+						 &stdev_id, NULL, NULL));
+	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.ioas_id, 0, 0,
+					  &hwpt_id, IOMMU_HWPT_DATA_NONE, NULL,
+					  0));
+	ASSERT_EQ(0, _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id, hwpt_id,
+						   NULL));
+	park(DOMAIN_FREE, ARM);
+	call_start(&self->unreg);
+	park(DOMAIN_FREE, WAIT);
+	EXPECT_ERRNO(ENODEV, _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id,
+							   vm.parent_id, NULL));
+	/* That one is bound, but not attached so far */
+	EXPECT_ERRNO(ENODEV, _test_cmd_mock_domain_replace(vm.fd, stdev_id,
+							   vm.parent_id, NULL));
+	park(DOMAIN_FREE, RELEASE);
+	EXPECT_EQ(0, call_end(&self->unreg));
+	ASSERT_EQ(0, vm_unplug(&vm));
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+/* What cannot be bound is not held */
+TEST_F(iommufd_lifetime, bind_not_coherent)
+{
+	EXPECT_ERRNO(EINVAL,
+		     _test_cmd_mock_domain_iommu(self->fd, 0, self->iommu_id,
+						 MOCK_FLAGS_DEVICE_BIND_ONLY |
+						 MOCK_FLAGS_DEVICE_NO_COHERENCY,
+						 NULL, NULL, NULL));
+	call_start(&self->unreg);
+	EXPECT_EQ(0, call_end(&self->unreg));
 }
 
 /* A bind is refused, or what it has bound and attached is taken away */
@@ -1237,6 +1318,56 @@ TEST_F(iommufd_lifetime, L4_fault_read_stalled)
 TEST_F(iommufd_lifetime, L4_fault_write_stalled)
 {
 	fault_stalled(_metadata, self, true);
+}
+
+/* Answers that have no place in memory, or not all of them */
+TEST_F(iommufd_lifetime, L12_bad_buffers)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+	const size_t size = sizeof(struct iommu_hwpt_pgfault);
+	void *end = buffer + PAGE_SIZE;
+	struct iommu_hw_info info = {
+		.size = sizeof(info),
+		.data_uptr = (uintptr_t)end,
+		.data_len = PAGE_SIZE,
+	};
+	struct iommu_ioas_iova_ranges ranges = {
+		.size = sizeof(ranges),
+		.num_iovas = 1,
+		.allowed_iovas = (uintptr_t)end,
+	};
+	uint32_t fault_id, fault_fd, hwpt_id;
+	struct vm vm;
+
+	ASSERT_EQ(0, mprotect(end, PAGE_SIZE, PROT_NONE));
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+
+	info.dev_id = vm.device_id;
+	EXPECT_ERRNO(EFAULT, ioctl(vm.fd, IOMMU_GET_HW_INFO, &info));
+	/* The data fits, but not the zeroes after it */
+	info.data_uptr -= sizeof(struct iommu_test_hw_info);
+	EXPECT_ERRNO(EFAULT, ioctl(vm.fd, IOMMU_GET_HW_INFO, &info));
+	ranges.ioas_id = vm.ioas_id;
+	EXPECT_ERRNO(EFAULT, ioctl(vm.fd, IOMMU_IOAS_IOVA_RANGES, &ranges));
+
+	ASSERT_EQ(0, _test_ioctl_fault_alloc(vm.fd, &fault_id, &fault_fd));
+	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.parent_id,
+					  fault_id, IOMMU_HWPT_FAULT_ID_VALID,
+					  &hwpt_id, IOMMU_HWPT_DATA_SELFTEST,
+					  &data, sizeof(data)));
+	ASSERT_EQ(0, _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id, hwpt_id,
+						   NULL));
+	ASSERT_EQ(0, trigger_iopf(vm.fd, vm.device_id, 1));
+	ASSERT_EQ(0, trigger_iopf(vm.fd, vm.device_id, 2));
+	EXPECT_ERRNO(EFAULT, read(fault_fd, end, size));
+	EXPECT_ERRNO(EFAULT, read(fault_fd, end - 1, size));
+	/* The first one is not read twice if it is the second that has no place */
+	EXPECT_EQ(size, read(fault_fd, end - size, 2 * size));
+	EXPECT_EQ(1, ((struct iommu_hwpt_pgfault *)(end - size))->grpid);
+	EXPECT_EQ(size, read(fault_fd, end - size, size));
+	EXPECT_EQ(2, ((struct iommu_hwpt_pgfault *)(end - size))->grpid);
+	ASSERT_EQ(0, close(fault_fd));
+	ASSERT_EQ(0, close(vm.fd));
 }
 
 TEST_F(iommufd_lifetime, L12_hwpt_alloc_fails_after_revocation)

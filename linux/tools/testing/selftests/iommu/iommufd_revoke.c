@@ -361,6 +361,9 @@ TEST_F(iommufd_revoke, L7_parked_in_destroy)
 	call_start(&call);
 	park(VIOMMU_DESTROY, WAIT);
 	EXPECT_ERRNO(ENOENT, _test_cmd_viommu_call(self->vm.fd, call.id));
+	/* What it is built on stays until the driver is done */
+	EXPECT_ERRNO(EBUSY,
+		     _test_ioctl_destroy(self->vm.fd, self->vm.parent_id));
 	ASSERT_EQ(before, destroys());
 	park(VIOMMU_DESTROY, RELEASE);
 	ASSERT_EQ(0, call_end(&call));

@@ -80,13 +80,13 @@ static const struct {
 	[OP_ANSWER] = { "answer", 40, { EINVAL } },
 	[OP_ALLOC] = { "alloc", 100, { ENODEV, EINVAL } },
 	/* EEXIST: there is one; EINVAL: a device, or memory, that will not do */
-	[OP_CHILD] = { "child", 200, { ENODEV, EEXIST, EINVAL } },
+	[OP_CHILD] = { "child", 170, { ENODEV, EEXIST, EINVAL } },
 	[OP_DESTROY] = { "destroy", 90, { EBUSY } },
 	[OP_CALL] = { "call", 30, { ENODEV } },
 	/* EINVAL: no such virtual ID */
 	[OP_INVALIDATE] = { "invalidate", 60, { ENODEV, EINVAL } },
 	/* EOPNOTSUPP: nobody has asked for events */
-	[OP_EVENT] = { "event", 60, { ENODEV, EOPNOTSUPP } },
+	[OP_EVENT] = { "event", 90, { ENODEV, EOPNOTSUPP } },
 	[OP_READ] = { "read", 20, { ENODEV } },
 	[OP_REGISTER] = { "register", 7, {} },
 	[OP_UNREGISTER] = { "unregister", 7, {} },
@@ -260,16 +260,16 @@ static int do_answer(struct vm *vm)
 		       0 : -1;
 }
 
-/* One of the four kinds that live on a vIOMMU */
-static int do_child(struct vm *vm, uint32_t viommu_id, uint32_t *hwpt,
-		    uint64_t *state)
+/* Of the four kinds that live on a vIOMMU */
+static int do_child(struct vm *vm, uint32_t viommu_id, unsigned int kind,
+		    uint32_t *hwpt, uint64_t *state)
 {
 	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
 	uint32_t *child = &vm->child_id[rnd(state, NUM_CHILDREN)];
 	int fd = get(vm->fd), event_fd, ret;
 	uint32_t id;
 
-	switch (rnd(state, 4)) {
+	switch (kind % 4) {
 	case 0:
 		ret = _test_cmd_vdevice_alloc(fd, viommu_id,
 					      get(vm->device_id),
@@ -338,7 +338,7 @@ static int do_op(enum op op, uint64_t *state)
 	uint32_t *hwpt = &vm->hwpt_id[rnd(state, NUM_HWPTS)];
 	uint32_t *iommu = &shared->iommu_id[rnd(state, NUM_IOMMUS)];
 	__u64 iova = MOCK_APERTURE_START + BUFFER_SIZE * rnd(state, 4);
-	uint32_t id, id2;
+	uint32_t id, id2, i;
 	int fd, ret;
 
 	switch (op) {
@@ -422,7 +422,13 @@ static int do_op(enum op op, uint64_t *state)
 			count(shared->alloc_late);
 		return ret;
 	case OP_CHILD:
-		ret = do_child(vm, get(*viommu), hwpt, state);
+		id = get(*viommu);
+		id2 = rnd(state, 4);
+		for (i = 0; i != 4; i++) {
+			ret = do_child(vm, id, id2 + i, hwpt, state);
+			if (ret && errno != EEXIST)
+				break;
+		}
 		if (ret && errno == ENODEV)
 			count(shared->child_revoked);
 		return ret;

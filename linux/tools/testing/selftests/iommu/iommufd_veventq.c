@@ -15,6 +15,7 @@
  */
 #define _GNU_SOURCE
 #include <sched.h>
+#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -126,12 +127,15 @@ static int free_fd(void)
 	return fd;
 }
 
-/* What poll() says at once, or -1 */
+/* What poll() says at once, or -1. POLLIN stands for itself and POLLRDNORM. */
 static int poll_now(int fd)
 {
-	struct pollfd pollfd = { .fd = fd, .events = POLLIN };
+	struct pollfd pollfd = { .fd = fd, .events = POLLIN | POLLRDNORM };
 
-	return poll(&pollfd, 1, 0) < 0 ? -1 : pollfd.revents;
+	if (poll(&pollfd, 1, 0) < 0 ||
+	    !(pollfd.revents & POLLIN) != !(pollfd.revents & POLLRDNORM))
+		return -1;
+	return pollfd.revents & ~POLLRDNORM;
 }
 
 FIXTURE(iommufd_veventq)
@@ -1683,6 +1687,33 @@ TEST_F(iommufd_veventq, L4_read_stalled)
 	EXPECT_GONE();
 }
 
+static void no_action(int sig)
+{
+}
+
+/* A signal ends the read with the event that it finds in work */
+TEST_F(iommufd_veventq, read_signal)
+{
+	struct sigaction action = { .sa_handler = no_action };
+	struct vevent *event = buffer;
+	struct call call;
+	int uffd;
+
+	ASSERT_EQ(0, sigaction(SIGUSR1, &action, NULL));
+	queue_alloc(4);
+	trigger_many(2);
+	uffd = stall_read(_metadata, self->guest.queue, buffer,
+			  2 * sizeof(*event), &call);
+	if (uffd == -1)
+		SKIP(return, NEEDS_UFFD);
+	ASSERT_EQ(0, pthread_kill(call.thread, SIGUSR1));
+	EXPECT_EQ(0, unstall(_metadata, &call, uffd, buffer, true));
+	EXPECT_EQ(sizeof(*event), call.out_id);
+	EXPECT_EQ(0, event[0].header.sequence);
+	EXPECT_VEVENT(1);
+	EXPECT_EMPTY();
+}
+
 TEST_F(iommufd_veventq, L4_read_stalled_and_failed)
 {
 	struct call call;
@@ -2289,6 +2320,39 @@ TEST_F_TIMEOUT(iommufd_veventq_memcg, limit, 120)
 	ASSERT_EQ(0, cgroup_write(self->path, "memory.max", "max"));
 	ASSERT_EQ(0, guest_trigger(guest));
 	EXPECT_VEVENT_OF(guest->queue, MANY, VIRT_ID);
+}
+
+/* One that fails keeps nothing of the cgroup that it was called in */
+TEST_F(iommufd_veventq_memcg, L12_alloc_fails)
+{
+	char parent[80], child[96], stat[128];
+	int status, tries = 0;
+	pid_t pid;
+
+	snprintf(parent, sizeof(parent), "%s.parent", self->path);
+	snprintf(child, sizeof(child), "%s/child", parent);
+	ASSERT_EQ(0, mkdir(parent, 0700));
+	ASSERT_EQ(0, cgroup_write(parent, "cgroup.subtree_control", "+memory"));
+	ASSERT_EQ(0, mkdir(child, 0700));
+
+	/* In a process, whose own memory is freed when it ends */
+	pid = fork();
+	ASSERT_NE(-1, pid);
+	if (!pid) {
+		if (cgroup_write(child, "cgroup.procs", "0"))
+			_exit(1);
+		_exit(!guest_queue(&self->veventq.guest, 1) || errno != EEXIST);
+	}
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status);
+	ASSERT_EQ(0, rmdir(child));
+	do {
+		ASSERT_GT(10000, tries++);
+		sleep_ms(1);
+		ASSERT_EQ(0, cgroup_read(parent, "cgroup.stat", stat,
+					 sizeof(stat)));
+	} while (!strstr(stat, "nr_dying_descendants 0\n"));
+	EXPECT_EQ(0, rmdir(parent));
 }
 
 /* The cgroup is removed under the queue */

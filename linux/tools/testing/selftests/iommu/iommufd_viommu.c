@@ -129,6 +129,28 @@ TEST_F(iommufd_viommu, alloc_bad_arguments)
 	test_ioctl_destroy(self->parent_id);
 }
 
+TEST_F(iommufd_viommu, alloc_not_supported)
+{
+	static const uint32_t flags[] = { MOCK_IOMMU_NO_VIOMMU,
+					  MOCK_IOMMU_HALF_VIOMMU };
+	uint32_t iommu_id;
+	struct vm vm;
+	size_t i;
+
+	for (i = 0; i != ARRAY_SIZE(flags); i++) {
+		ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, flags[i],
+						      &iommu_id));
+		ASSERT_EQ(0, vm_open(&vm, iommu_id));
+		EXPECT_ERRNO(EOPNOTSUPP,
+			     _test_cmd_viommu_alloc(vm.fd, vm.device_id,
+						    vm.parent_id, 0,
+						    IOMMU_VIOMMU_TYPE_SELFTEST,
+						    NULL, 0, NULL));
+		ASSERT_EQ(0, close(vm.fd));
+		ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id));
+	}
+}
+
 TEST_F(iommufd_viommu, alloc_size)
 {
 	struct {
@@ -855,6 +877,64 @@ TEST_F(iommufd_vdevice, L12_unplug_and_no_answer)
 	EXPECT_GE(id, free_id(self->fd));
 }
 
+/* The unplug has the vDEVICE before it is answered for, and takes longer */
+static void vdevice_waits(struct __test_metadata *_metadata,
+			  struct _test_data_iommufd_vdevice *self,
+			  bool writable)
+{
+	struct iommu_vdevice_alloc *cmd = buffer;
+	struct call alloc = { .fn = call_vdevice, .fd = self->fd, .arg = cmd };
+	struct call unplug = { .fn = call_destroy, .fd = self->fd,
+			       .id = self->stdev_id };
+	int uffd;
+
+	*cmd = vdevice_cmd(self->viommu_id, self->device_id, 1);
+	uffd = uffd_open(buffer, UFFDIO_REGISTER_MODE_WP);
+	if (uffd == -1)
+		SKIP(return, NEEDS_UFFD);
+	call_start(&alloc);
+	ASSERT_EQ(0, uffd_wait(uffd));
+	park(VDEVICE_DESTROY, ARM);
+	call_start(&unplug);
+	park(VDEVICE_DESTROY, WAIT);
+	if (!writable)
+		ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
+	ASSERT_EQ(0, uffd_unprotect(uffd, buffer));
+	EXPECT_WAITING(&alloc);
+	park(VDEVICE_DESTROY, RELEASE);
+	EXPECT_EQ(writable ? 0 : -EFAULT, call_end(&alloc));
+	EXPECT_EQ(0, call_end(&unplug));
+	ASSERT_EQ(0, close(uffd));
+	test_ioctl_destroy(self->viommu_id);
+}
+
+TEST_F(iommufd_vdevice, L10_answer_during_unplug)
+{
+	vdevice_waits(_metadata, self, true);
+}
+
+TEST_F(iommufd_vdevice, L12_no_answer_during_unplug)
+{
+	vdevice_waits(_metadata, self, false);
+}
+
+/* What the driver refuses leaves nothing of the ID and the device in use */
+TEST_F(iommufd_vdevice, L12_refused)
+{
+	uint32_t id = free_id(self->fd);
+	uint32_t vdevice_id;
+
+	EXPECT_ERRNO(EIO, _test_cmd_vdevice_alloc(self->fd, self->viommu_id,
+						  self->device_id,
+						  IOMMU_TEST_VIRT_ID_REFUSED,
+						  NULL));
+	EXPECT_EQ(id, free_id(self->fd));
+	test_cmd_vdevice_alloc(self->viommu_id, self->device_id, 1,
+			       &vdevice_id);
+	test_ioctl_destroy(vdevice_id);
+	test_ioctl_destroy(self->viommu_id);
+}
+
 /* Make and destroy vDEVICEs of a device until that is gone */
 static int call_vdevice_loop(int fd, uint32_t id, struct call *call)
 {
@@ -1075,6 +1155,27 @@ TEST_F_TIMEOUT(iommufd_vdevice, nested_beside_many, 120)
 }
 
 /* A domain of one vIOMMU does not take a device that is on another one */
+/* One that is invalidated by the vIOMMU alone */
+TEST_F(iommufd_vdevice, nested_without_invalidation)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_NONE };
+	struct iommu_hwpt_invalidate_selftest inv = {};
+	uint32_t nested_id;
+	uint32_t num = 1;
+
+	ASSERT_EQ(0, _test_cmd_hwpt_alloc(self->fd, self->device_id,
+					  self->viommu_id, 0, 0, &nested_id,
+					  IOMMU_HWPT_DATA_SELFTEST, &data,
+					  sizeof(data)));
+	EXPECT_ERRNO(EOPNOTSUPP,
+		     _test_cmd_hwpt_invalidate(self->fd, nested_id, &inv,
+					       IOMMU_HWPT_INVALIDATE_DATA_SELFTEST,
+					       sizeof(inv), &num));
+	EXPECT_EQ(0, num);
+	test_ioctl_destroy(nested_id);
+	test_ioctl_destroy(self->viommu_id);
+}
+
 TEST_F(iommufd_vdevice, nested_on_another_viommu)
 {
 	uint32_t viommu_id, hwpt_id, vdevice_id;
