@@ -1,14 +1,17 @@
 # Each target calls a script; see there. Variables, on the command line or in
 # the environment:
 #   BUILD    the folder for all that is made (default: build)
-#   VARIANT  the kernel to build: plain, debug or faults (default: plain)
+#   VARIANT  the kernel to build, one of vm/*.config (default: plain)
 #   ACCEL    how the virtual machines run: kvm or tcg
 #   TREE     for apply: the kernel tree
+#   PLANT    1: what measures has to find a planted fault (planted/)
+# Those of one target are explained in its script.
 
 VARIANT ?= plain
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help demo check check-base-faults check-series tree export kernel apply packages
+.PHONY: help demo check check-base-faults check-series tree export kernel apply packages \
+	evidence coverage kcsan leaks faults model mutants fuzz endurance
 
 help:		## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 28
@@ -25,13 +28,40 @@ check-base-faults:	## show that the base has the faults that part 2 mends
 check-series:	## check the series patch by patch
 	@scripts/check-series
 
+evidence:	## all of the following, and their planted faults; takes a day
+	@scripts/evidence
+
+coverage:	## which lines and branches of the series the tests run
+	@scripts/coverage
+
+kcsan:		## look for data races (KCSAN_TIME=seconds)
+	@scripts/kcsan
+
+leaks:		## let an IOMMU go away 100,000 times, and look for what is lost
+	@scripts/endurance leaks
+
+faults:		## let each call fail at each of its points
+	@scripts/faults
+
+model:		## check the model of references and revocation with spin
+	@scripts/model
+
+mutants:	## break the code in small ways: the tests must notice
+	@scripts/mutants $(MUTANT)
+
+fuzz:		## random calls, guided by coverage (FUZZ_TIME=seconds)
+	@scripts/fuzz
+
+endurance:	## a million hotplugs, 100,000 registrations of an IOMMU, with traffic
+	@scripts/endurance endurance
+
 tree:		## get the kernel source and apply the series, in build/linux
 	@scripts/tree
 
 export:		## write series/ and linux/ from the commits in build/linux
 	@scripts/export
 
-kernel: tree	## build the kernel (VARIANT=plain or debug)
+kernel: tree	## build the kernel (VARIANT=plain, debug, ...)
 	@scripts/kernel '$(VARIANT)'
 
 apply:		## apply the series to a kernel tree of your own (TREE=folder)

@@ -26,6 +26,7 @@ packages_run="qemu-system-x86:qemu-system-x86_64 busybox-static:busybox
 	gcc make git flex bison bc libelf-dev:/usr/include/gelf.h cpio
 	xz-utils:xz rsync kmod:modprobe perl python3"
 packages_check="sparse"
+packages_model="spin gcc libc6-dev:/usr/include/stdio.h"
 
 note() { printf '%s: %s\n' "$me" "$*" >&2; }
 die() { note "$@"; exit 1; }
