@@ -37,7 +37,6 @@
 #define L8(c)	ROW(8, c)
 #define L9(c)	ROW(9, c)
 #define L10(c)	ROW(10, c)
-#define L12(c)	ROW(12, c)
 #define L14(c)	ROW(14, c)
 #define MEM(c)	ROW(0, c)
 
