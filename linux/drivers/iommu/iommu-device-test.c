@@ -765,6 +765,8 @@ static void test_hang(struct kunit *test, unsigned long hang_timeout,
 	test_hang_reports = 0;
 	test_wrong_hang_reports = 0;
 	console_loglevel = CONSOLE_LOGLEVEL_DEBUG;
+	/* It is cleared when a console is unregistered */
+	test_console.flags = CON_ENABLED;
 	register_console(&test_console);
 	iommu_hang_timeout = hang_timeout;
 
@@ -820,6 +822,8 @@ static void test_copy_struct(struct kunit *test)
 				    struct_size(user.buffer, data, user.len),
 				    GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, user.buffer);
+	/* Lest gcc warn of what would be read if it were NULL */
+	OPTIMIZER_HIDE_VAR(user.buffer);
 
 	KUNIT_EXPECT_EQ(test, -EINVAL,
 			iommu_copy_struct_to_user(&user, &data, 8, a));

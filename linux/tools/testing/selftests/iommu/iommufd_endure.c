@@ -636,12 +636,12 @@ static int do_read(int fd)
 	return ret;
 }
 
-static int do_op(struct machine *m, enum op op, uint64_t *state)
+static int do_op(struct machine *m, enum op what, uint64_t *state)
 {
 	static const enum node to[] = { NESTED, NESTED, NESTED_IOPF, PARENT };
 	int ret;
 
-	switch (op) {
+	switch (what) {
 	case OP_CALL:
 		return _test_cmd_viommu_call(get(m->fd), get(m->id[VIOMMU]));
 	case OP_INVALIDATE:
