@@ -245,7 +245,7 @@ static const struct op ops[] = {
 		A_CONST(iommu_hwpt_alloc, data_len, 8, 4, 0, 9, 4096, 5000),
 		A_PTR(iommu_hwpt_alloc, data_uptr),
 		A_REF(iommu_hwpt_alloc, fault_id, K(FAULT)),
-		D_CONST("iotlb", 0, 4, IOMMU_TEST_IOTLB_DEFAULT, 0),
+		D_CONST("iotlb", 0, 4, IOMMU_TEST_IOTLB_DEFAULT, IOMMU_TEST_IOTLB_NONE, 0),
 		D_CONST("pagetable_type", 4, 4, 0, 1),
 		A_OUT(iommu_hwpt_alloc, out_hwpt_id, K(NESTED)) } },
 	{ IOCTL("hw_info", 6, IOMMU_GET_HW_INFO, iommu_hw_info, __reserved),
@@ -319,7 +319,8 @@ static const struct op ops[] = {
 			sizeof(struct iommu_viommu_selftest), 0, 4, 8, 32, 4096, 5000),
 		A_CONST(iommu_viommu_alloc, __reserved, 0, 1),
 		A_PTR(iommu_viommu_alloc, data_uptr),
-		D_CONST("in_data", 0, 4, 0, 0xffffffff),
+		D_CONST("in_data", 0, 4, 0, IOMMU_TEST_REGION_MMIO,
+			IOMMU_TEST_REGION_HALF, IOMMU_TEST_REGION_TOO_LARGE),
 		D_CONST("out_data", 4, 4, 0),
 		A_OUT(iommu_viommu_alloc, out_viommu_id, K(VIOMMU)),
 		D_OUT("out_mmap_offset", 8, 8, K(REGION)),
@@ -329,7 +330,7 @@ static const struct op ops[] = {
 		FD, A_REF(iommu_vdevice_alloc, viommu_id, K(VIOMMU)),
 		A_REF(iommu_vdevice_alloc, dev_id, K(DEVICE)),
 		A_CONST(iommu_vdevice_alloc, virt_id, 0, 1, 2, 3, 64, 1ULL << 40,
-			~0ULL),
+			~0ULL, IOMMU_TEST_VIRT_ID_REFUSED),
 		A_OUT(iommu_vdevice_alloc, out_vdevice_id, K(VDEVICE)) } },
 	{ IOCTL("veventq_alloc", 40, IOMMU_VEVENTQ_ALLOC, iommu_veventq_alloc,
 		__reserved), .fields = {
@@ -346,8 +347,8 @@ static const struct op ops[] = {
 		length), .fields = {
 		FD, A_FLAGS(iommu_hw_queue_alloc, flags, 0, 1),
 		A_REF(iommu_hw_queue_alloc, viommu_id, K(VIOMMU)),
-		A_CONST(iommu_hw_queue_alloc, type, IOMMU_HW_QUEUE_TYPE_SELFTEST, 0,
-			1),
+		A_CONST(iommu_hw_queue_alloc, type, IOMMU_HW_QUEUE_TYPE_SELFTEST,
+			IOMMU_HW_QUEUE_TYPE_SELFTEST_PLAIN, 0, 1),
 		A_CONST(iommu_hw_queue_alloc, index, 0, 1, 1, 2),
 		A_IOVA(iommu_hw_queue_alloc, nesting_parent_iova),
 		A_CONST(iommu_hw_queue_alloc, length, LENGTHS),
@@ -362,7 +363,8 @@ static const struct op ops[] = {
 		FD, T_REF(id, K(IOAS) | K(HWPT) | K(NESTED)),
 		T_FLAGS(mock_domain_iommu.dev_flags, 0, MOCK_FLAGS_DEVICE_NO_DIRTY,
 			MOCK_FLAGS_DEVICE_HUGE_IOVA, MOCK_FLAGS_DEVICE_PASID,
-			MOCK_FLAGS_DEVICE_PLUG_ONLY, MOCK_FLAGS_DEVICE_BIND_ONLY),
+			MOCK_FLAGS_DEVICE_PLUG_ONLY, MOCK_FLAGS_DEVICE_BIND_ONLY,
+			MOCK_FLAGS_DEVICE_NO_COHERENCY),
 		T_REF(mock_domain_iommu.iommu_id, K(IOMMU)),
 		T_OUT(mock_domain_iommu.out_stdev_id, K(STDEV)),
 		T_OUT(mock_domain_iommu.out_idev_id, K(DEVICE)),
@@ -431,15 +433,19 @@ static const struct op ops[] = {
 	{ TEST("iommu_register", 8, IOMMU_TEST_OP_IOMMU_REGISTER), .fields = {
 		FD, T_FLAGS(iommu_register.flags, 0, MOCK_IOMMU_ONE_GROUP,
 			    MOCK_IOMMU_SAME_ADDRESS, MOCK_IOMMU_SYSFS_FIRST,
-			    MOCK_IOMMU_SHARED_DOMAINS),
+			    MOCK_IOMMU_SHARED_DOMAINS, MOCK_IOMMU_NO_VIOMMU,
+			    MOCK_IOMMU_HALF_VIOMMU),
 		T_OUT(iommu_register.out_iommu_id, K(IOMMU)) } },
 	{ TEST("iommu_unregister", 14, IOMMU_TEST_OP_IOMMU_UNREGISTER), .fields = {
 		FD, T_REF(id, K(IOMMU)) } },
 	{ TEST("viommu_call", 20, IOMMU_TEST_OP_VIOMMU_CALL), .fields = {
 		FD, T_REF(id, K(VIOMMU)) } },
+	{ TEST("state", 2, IOMMU_TEST_OP_STATE), .fields = {
+		FD, T_CONST(state.uptr, ARENA, 0, RDONLY, WINDOW),
+		T_REF(state.ioas_id, K(IOAS)), T_REF(state.iommu_id, K(IOMMU)) } },
 	{ TEST("viommu_stats", 1, IOMMU_TEST_OP_VIOMMU_STATS), .fields = { FD } },
 	{ TEST("park", 4, IOMMU_TEST_OP_PARK), .undo = UNDO_PARK, .fields = {
-		FD, T_CONST(park.point, 13, 0, 4, 5, 6, 9, 10, 11, 12, 17),
+		FD, T_CONST(park.point, 13, 0, 4, 5, 6, 9, 10, 11, 12, 18),
 		T_CONST(park.action, MOCK_PARK_RELEASE, MOCK_PARK_ARM,
 			MOCK_PARK_WAIT, 3) } },
 

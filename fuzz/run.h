@@ -506,6 +506,10 @@ static void set_up_faults(void)
 {
 	write_file("/sys/kernel/debug/failslab/ignore-gfp-wait", "N");
 	write_file("/sys/kernel/debug/failslab/verbose", "0");
+	write_file("/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N");
+	write_file("/sys/kernel/debug/fail_page_alloc/ignore-gfp-highmem", "N");
+	write_file("/sys/kernel/debug/fail_page_alloc/min-order", "0");
+	write_file("/sys/kernel/debug/fail_page_alloc/verbose", "0");
 	write_file("/sys/kernel/debug/fail_usercopy/verbose", "0");
 	write_file("/sys/kernel/debug/fail_iommufd/verbose", "0");
 }
@@ -611,21 +615,32 @@ static unsigned int count_dir(const char *name)
 	return n;
 }
 
-/* What is there besides the files */
-static unsigned int num_devices, num_iommus, num_groups;
-static uint64_t num_viommus;
+/* What is there besides the program's files */
+struct state {
+	uint64_t viommus;
+	unsigned int devices;
+	unsigned int iommus;
+	unsigned int groups;
+	/* Pages that are pinned, and charged for */
+	struct iommu_test_state test;
+};
 
-static void count_all(void)
+static void get_state(struct state *state)
 {
 	int fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
 	struct iommu_test_cmd cmd = { .op = IOMMU_TEST_OP_VIOMMU_STATS };
 
+	memset(state, 0, sizeof(*state));
+	test_cmd(fd, &cmd);
+	state->viommus = cmd.viommu_stats.out_inits - cmd.viommu_stats.out_destroys;
+	memset(&cmd, 0, sizeof(cmd));
+	cmd.op = IOMMU_TEST_OP_STATE;
+	cmd.state.uptr = (uintptr_t)&state->test;
 	test_cmd(fd, &cmd);
 	close(fd);
-	num_viommus = cmd.viommu_stats.out_inits - cmd.viommu_stats.out_destroys;
-	num_devices = count_dir("/sys/bus/iommufd_mock/devices");
-	num_iommus = count_dir("/sys/class/iommu");
-	num_groups = count_dir("/sys/kernel/iommu_groups");
+	state->devices = count_dir("/sys/bus/iommufd_mock/devices");
+	state->iommus = count_dir("/sys/class/iommu");
+	state->groups = count_dir("/sys/kernel/iommu_groups");
 }
 
 /*
@@ -635,19 +650,13 @@ static void count_all(void)
 static bool run(const struct step *steps, unsigned int n, uint64_t iommus,
 		unsigned int undo)
 {
-	static unsigned int devices, iommus_before, groups;
-	static uint64_t viommus;
+	static struct state before, after;
 	unsigned int i, t;
 	bool done;
 	int fd;
 
-	if (!devices) {
-		count_all();
-		devices = num_devices;
-		iommus_before = num_iommus;
-		groups = num_groups;
-		viommus = num_viommus;
-	}
+	if (!before.iommus)
+		get_state(&before);
 	for (i = 0; i != n; i++) {
 		struct thread *thread = &threads[steps[i].thread];
 
@@ -716,11 +725,13 @@ static bool run(const struct step *steps, unsigned int n, uint64_t iommus,
 		report("a call does not end");
 		return false;
 	}
-	count_all();
-	if (num_viommus != viommus)
+	get_state(&after);
+	if (before.viommus != after.viommus)
 		report("a vIOMMU is left");
-	if (num_devices != devices || num_iommus != iommus_before ||
-	    num_groups != groups)
+	if (before.devices != after.devices || before.iommus != after.iommus ||
+	    before.groups != after.groups)
 		report("a device, an IOMMU or a group is left");
+	if (memcmp(&before.test, &after.test, sizeof(before.test)))
+		report("pages or counts are not as they were");
 	return true;
 }
