@@ -94,7 +94,7 @@ static long r[MAX_CALLS][MAX_OUTS];
 static void do_call(unsigned int i);
 
 /* How long a call may take before it counts as one that blocks */
-static unsigned int sync_ms = 50;
+static unsigned int sync_ms = 20;
 
 static int sink = -1;
 static int first_fd;
