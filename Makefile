@@ -22,7 +22,7 @@ demo:		## show what the series does, in virtual machines
 check:		## run all checks
 	@scripts/check
 
-check-base-faults:	## show that the base has the faults that part 2 mends
+check-base-faults:	## show that the base has the faults that parts 2 and 3 mend
 	@scripts/check-base-faults
 
 check-series:	## check the series patch by patch
@@ -40,16 +40,16 @@ kcsan:		## look for data races (KCSAN_TIME=seconds)
 leaks:		## let an IOMMU go away 100,000 times, and look for what is lost
 	@scripts/endurance leaks
 
-faults:		## let each call fail at each of its points
+faults: tree	## let each call fail at each of its points
 	@scripts/faults
 
-model:		## check the model of references and revocation with spin
+model: tree	## check the model of references and revocation with spin
 	@scripts/model
 
-mutants:	## break the code in small ways: the tests must notice
+mutants: tree	## break the code in small ways: the tests must notice
 	@scripts/mutants $(MUTANT)
 
-fuzz:		## random calls, guided by coverage (FUZZ_TIME=seconds)
+fuzz: tree	## random calls, guided by coverage (FUZZ_TIME=seconds)
 	@scripts/fuzz
 
 endurance:	## a million hotplugs, 100,000 registrations of an IOMMU, with traffic

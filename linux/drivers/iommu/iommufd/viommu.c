@@ -532,11 +532,6 @@ int iommufd_vdevice_alloc_ioctl(struct iommufd_ucmd *ucmd)
 	return rc;
 }
 
-/*
- * The physical IOMMU does not access the queue any more. Its memory stays pinned until
- * user space destroys the queue: to unpin it takes locks of the IOAS, under which
- * others pin pages, and that can take as long as user space likes.
- */
 static void iommufd_hw_queue_undo_init(struct iommufd_hw_queue *hw_queue)
 {
 	if (hw_queue->destroy)
@@ -544,6 +539,11 @@ static void iommufd_hw_queue_undo_init(struct iommufd_hw_queue *hw_queue)
 	refcount_dec(&hw_queue->viommu->obj.users);
 }
 
+/*
+ * The physical IOMMU does not access the queue any more. Its memory stays pinned until
+ * user space destroys the queue: to unpin it takes locks of the IOAS, under which
+ * others pin pages, and that can take as long as user space likes.
+ */
 static void iommufd_hw_queue_release(struct iommufd_hw_queue *hw_queue)
 {
 	iommufd_hw_queue_undo_init(hw_queue);

@@ -1031,18 +1031,6 @@ static const char *const dirs[] = {
 	"/proc/self/fd",
 };
 
-static unsigned int count_dir(const char *path)
-{
-	DIR *dir = opendir(path);
-	unsigned int n = 0;
-
-	while (dir && readdir(dir))
-		n++;
-	if (dir)
-		closedir(dir);
-	return n;
-}
-
 struct state {
 	unsigned int entries[ARRAY_SIZE(dirs)];
 	int module_refs;

@@ -13,7 +13,6 @@
  * Usage: iommufd_hostile [seconds [seed]]
  */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -935,18 +934,6 @@ static int file_init(unsigned int n, struct worker *w)
 }
 
 /* What is there of the mock and comes and goes */
-static unsigned int count_dir(const char *path)
-{
-	unsigned int n = 0;
-	DIR *dir = opendir(path);
-
-	while (dir && readdir(dir))
-		n++;
-	if (dir)
-		closedir(dir);
-	return n;
-}
-
 struct left {
 	uint64_t inits;
 	uint64_t viommus;

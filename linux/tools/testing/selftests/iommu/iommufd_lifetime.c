@@ -617,6 +617,31 @@ TEST_F(iommufd_lifetime, bind_not_coherent)
 	EXPECT_EQ(0, call_end(&self->unreg));
 }
 
+/* The newest device is revoked first, with the HWPT that others are attached to */
+TEST_F(iommufd_lifetime, unplug_newest_during_revocation)
+{
+	struct call unplug = { .fn = call_destroy };
+	struct vm vm = {};
+	struct vm newest;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	newest = vm;
+	ASSERT_EQ(0, vm_plug(&newest, self->iommu_id));
+	unplug.fd = vm.fd;
+	unplug.id = newest.stdev_id;
+	park(BLOCK, ARM);
+	call_start(&self->unreg);
+	park(BLOCK, WAIT);
+	call_start(&unplug);
+	EXPECT_WAITING(&unplug);
+	EXPECT_WAITING(&self->unreg);
+	park(BLOCK, RELEASE);
+	EXPECT_EQ(0, call_end(&unplug));
+	EXPECT_EQ(0, call_end(&self->unreg));
+	/* It has let go of the HWPT, or this warns */
+	EXPECT_EQ(0, close(vm.fd));
+}
+
 /* A bind is refused, or what it has bound and attached is taken away */
 TEST_F(iommufd_lifetime, unregister_during_bind)
 {

@@ -10,7 +10,6 @@
  *
  * Usage: iommufd_stress [seconds [seed]]
  */
-#include <dirent.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -531,18 +530,6 @@ static pid_t start_process(uint64_t seed)
 }
 
 /* What is there of the mock and comes and goes */
-static unsigned int count_dir(const char *path)
-{
-	unsigned int n = 0;
-	DIR *dir = opendir(path);
-
-	while (dir && readdir(dir))
-		n++;
-	if (dir)
-		closedir(dir);
-	return n;
-}
-
 static void count_all(unsigned int *counts)
 {
 	counts[0] = count_dir("/sys/bus/iommufd_mock/devices");
