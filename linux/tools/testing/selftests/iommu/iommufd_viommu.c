@@ -1520,7 +1520,7 @@ TEST_F(iommufd_invalidate, EFAULT_in_the_middle)
 }
 
 /* Lesson 13: as many as are allowed are not too many */
-TEST_F(iommufd_invalidate, maximum)
+TEST_F_TIMEOUT(iommufd_invalidate, maximum, 300)
 {
 	fill(self->inv, INV_MAX, 1);
 	self->inv[INV_MAX - 1].vdev_id = 2;
