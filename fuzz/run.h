@@ -98,6 +98,8 @@ static unsigned int sync_ms = 20;
 
 static int sink = -1;
 static int first_fd;
+/* FORKING while there is none yet */
+#define FORKING -1
 static pid_t children[4];
 static int uffd = -1;
 static bool is_slow[NUM_SLOTS];
@@ -389,9 +391,12 @@ static long sys_answer(const unsigned long *a)
 static long sys_fork(const unsigned long *a)
 {
 	unsigned int i = a[0] % 4;
+	pid_t none = 0;
 	pid_t pid;
 
-	if (children[i])
+	/* Two threads may be here at the same time, and each child has to be known */
+	if (!__atomic_compare_exchange_n(&children[i], &none, FORKING, false,
+					 __ATOMIC_RELAXED, __ATOMIC_RELAXED))
 		return -1;
 	pid = fork();
 	if (!pid) {
@@ -399,16 +404,18 @@ static long sys_fork(const unsigned long *a)
 		for (;;)
 			pause();
 	}
-	if (pid > 0)
-		children[i] = pid;
+	__atomic_store_n(&children[i], pid > 0 ? pid : 0, __ATOMIC_RELAXED);
 	return pid;
 }
 
 static long sys_kill(const unsigned long *a)
 {
-	pid_t pid = __atomic_exchange_n(&children[a[0] % 4], 0, __ATOMIC_RELAXED);
+	pid_t *child = &children[a[0] % 4];
+	pid_t pid = __atomic_load_n(child, __ATOMIC_RELAXED);
 
-	if (!pid)
+	if (pid <= 0 || !__atomic_compare_exchange_n(child, &pid, 0, false,
+						     __ATOMIC_RELAXED,
+						     __ATOMIC_RELAXED))
 		return -1;
 	kill(pid, SIGKILL);
 	return waitpid(pid, NULL, 0);
