@@ -2,12 +2,14 @@
 # the environment:
 #   BUILD    the folder for all that is made (default: build)
 #   VARIANT  the kernel to build, one of vm/*.config (default: plain)
+#   ARCH     what to build it for: x86_64 (default) or arm64
 #   ACCEL    how the virtual machines run: kvm or tcg
 #   TREE     for apply: the kernel tree
 #   PLANT    1: what measures has to find a planted fault (planted/)
 # Those of one target are explained in its script.
 
 VARIANT ?= plain
+ARCH ?= x86_64
 MAKEFLAGS += --no-print-directory
 
 .PHONY: help demo check check-base-faults check-series tree export kernel apply packages \
@@ -61,8 +63,8 @@ tree:		## get the kernel source and apply the series, in build/linux
 export:		## write series/ and linux/ from the commits in build/linux
 	@scripts/export
 
-kernel: tree	## build the kernel (VARIANT=plain, debug, ...)
-	@scripts/kernel '$(VARIANT)'
+kernel: tree	## build the kernel (VARIANT=plain, debug, ...; ARCH=x86_64, arm64)
+	@scripts/kernel -a '$(ARCH)' '$(VARIANT)'
 
 apply:		## apply the series to a kernel tree of your own (TREE=folder)
 	@scripts/apply "$$TREE"
