@@ -12,7 +12,7 @@ VARIANT ?= plain
 ARCH ?= x86_64
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help demo check check-base-faults check-series tree export kernel apply packages \
+.PHONY: help demo check check-arm64 check-base-faults check-series tree export kernel apply packages \
 	evidence coverage kcsan leaks faults model mutants fuzz endurance
 
 help:		## this list
@@ -23,6 +23,9 @@ demo:		## show what the series does, in virtual machines
 
 check:		## run all checks
 	@scripts/check
+
+check-arm64:	## run the tests of the SMMUv3 driver, on an emulated arm64 machine
+	@scripts/check-arm64
 
 check-base-faults:	## show that the base has the faults that parts 2 and 3 mend
 	@scripts/check-base-faults

@@ -183,14 +183,16 @@ side_tree() {
 	kgit clean -q -f -d
 }
 
-# build_selftests VARIANT: all programs of the iommu selftests, static, for that
-# kernel. Sets $selftests, the folder, and $programs, those that take no arguments.
+# build_selftests KERNEL [ARG]...: all programs of the iommu selftests, static, for
+# build/kernel-KERNEL; make gets the arguments. Sets $selftests, the folder, and $programs, those that take no arguments.
 build_selftests() {
-	selftests=$build/selftests
+	selftests=$build/selftests-$1
+	headers=$build/kernel-$1/usr/include
+	shift
 	# What make above us passes down is not for this
 	set -- env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL -u MAKEOVERRIDES -u ARCH \
 		make -C "$linux/tools/testing/selftests/iommu" OUTPUT="$selftests" \
-		KHDR_INCLUDES="-isystem $build/kernel-$1/usr/include" USERLDFLAGS=-static
+		KHDR_INCLUDES="-isystem $headers" USERLDFLAGS=-static "$@"
 	# Anew: its Makefile does not know all that the programs depend on
 	rm -rf "$selftests"
 	mkdir "$selftests"
