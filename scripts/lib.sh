@@ -183,22 +183,29 @@ side_tree() {
 	kgit clean -q -f -d
 }
 
-# build_selftests KERNEL [ARG]...: all programs of the iommu selftests, static, for
-# build/kernel-KERNEL; make gets the arguments. Sets $selftests, the folder, and $programs, those that take no arguments.
+# build_selftests KERNEL [PROGRAM]...: all programs of the iommu selftests, or those
+# alone, static, for build/kernel-KERNEL. Sets $selftests, the folder, and $programs,
+# those that take no arguments.
 build_selftests() {
 	selftests=$build/selftests-$1
 	headers=$build/kernel-$1/usr/include
+	case $1 in
+	arm64-*) arch='ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu-' ;;
+	*) arch= ;;
+	esac
 	shift
+	programs=$*
 	# What make above us passes down is not for this
-	set -- env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL -u MAKEOVERRIDES -u ARCH \
-		make -C "$linux/tools/testing/selftests/iommu" OUTPUT="$selftests" \
-		KHDR_INCLUDES="-isystem $headers" USERLDFLAGS=-static "$@"
+	set -- env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL -u MAKEOVERRIDES -u ARCH -u CROSS_COMPILE \
+		make -C "$linux/tools/testing/selftests/iommu" OUTPUT="$selftests" $arch \
+		KHDR_INCLUDES="-isystem $headers" USERLDFLAGS=-static
 	# Anew: its Makefile does not know all that the programs depend on
 	rm -rf "$selftests"
 	mkdir "$selftests"
-	programs=$("$@" -s COLLECTION=iommu emit_tests | sed -n 's/^iommu://p')
+	targets=$(for p in $programs; do printf ' %s' "$selftests/$p"; done)
+	[ -n "$programs" ] || programs=$("$@" -s COLLECTION=iommu emit_tests | sed -n 's/^iommu://p')
 	[ -n "$programs" ] || { note "the selftests have no programs"; return 1; }
-	"$@" -j"$(nproc)" >"$selftests/make.log" 2>&1 || { cat "$selftests/make.log" >&2; return 1; }
+	"$@" -j"$(nproc)" $targets >"$selftests/make.log" 2>&1 || { cat "$selftests/make.log" >&2; return 1; }
 }
 
 # plant NAME: with PLANT set in the environment, all that follows works in a side
