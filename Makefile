@@ -16,7 +16,7 @@ MAKEFLAGS += --no-print-directory
 	evidence coverage kcsan leaks faults model mutants fuzz endurance
 
 help:		## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 28
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 28
 
 demo:		## show what the series does, in virtual machines
 	@demo/run
