@@ -935,50 +935,6 @@ TEST_F(iommufd_vdevice, L12_refused)
 	test_ioctl_destroy(self->viommu_id);
 }
 
-/* L10: and the driver is not done with it when user space gets the ID, or does not */
-static int vdevice_parked(struct __test_metadata *_metadata,
-			  struct _test_data_iommufd_vdevice *self,
-			  bool writable)
-{
-	struct iommu_vdevice_alloc *cmd = buffer;
-	struct call alloc = { .fn = call_vdevice, .fd = self->fd, .arg = cmd };
-	struct call unplug = { .fn = call_destroy, .fd = self->fd,
-			       .id = self->stdev_id };
-	int uffd;
-
-	*cmd = vdevice_cmd(self->viommu_id, self->device_id, 1);
-	uffd = uffd_open(buffer, UFFDIO_REGISTER_MODE_WP);
-	if (uffd == -1)
-		return -1;
-	call_start(&alloc);
-	ASSERT_EQ(0, uffd_wait(uffd));
-	park(VDEVICE_DESTROY, ARM);
-	call_start(&unplug);
-	park(VDEVICE_DESTROY, WAIT);
-	if (!writable)
-		ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
-	ASSERT_EQ(0, uffd_unprotect(uffd, buffer));
-	EXPECT_WAITING(&alloc);
-	park(VDEVICE_DESTROY, RELEASE);
-	EXPECT_EQ(0, call_end(&unplug));
-	EXPECT_EQ(writable ? 0 : -EFAULT, call_end(&alloc));
-	ASSERT_EQ(0, close(uffd));
-	test_ioctl_destroy(self->viommu_id);
-	return 0;
-}
-
-TEST_F(iommufd_vdevice, L10_answer_during_unplug)
-{
-	if (vdevice_parked(_metadata, self, true))
-		SKIP(return, NEEDS_UFFD);
-}
-
-TEST_F(iommufd_vdevice, L12_no_answer_during_unplug)
-{
-	if (vdevice_parked(_metadata, self, false))
-		SKIP(return, NEEDS_UFFD);
-}
-
 /* Make and destroy vDEVICEs of a device until that is gone */
 static int call_vdevice_loop(int fd, uint32_t id, struct call *call)
 {
@@ -1564,7 +1520,7 @@ TEST_F(iommufd_invalidate, EFAULT_in_the_middle)
 }
 
 /* Lesson 13: as many as are allowed are not too many */
-TEST_F(iommufd_invalidate, maximum)
+TEST_F_TIMEOUT(iommufd_invalidate, maximum, 300)
 {
 	fill(self->inv, INV_MAX, 1);
 	self->inv[INV_MAX - 1].vdev_id = 2;
