@@ -2,25 +2,30 @@
 # the environment:
 #   BUILD    the folder for all that is made (default: build)
 #   VARIANT  the kernel to build, one of vm/*.config (default: plain)
+#   ARCH     what to build it for: x86_64 (default) or arm64
 #   ACCEL    how the virtual machines run: kvm or tcg
 #   TREE     for apply: the kernel tree
 #   PLANT    1: what measures has to find a planted fault (planted/)
 # Those of one target are explained in its script.
 
 VARIANT ?= plain
+ARCH ?= x86_64
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help demo check check-base-faults check-series tree export kernel apply packages \
+.PHONY: help demo check check-arm64 check-base-faults check-series tree export kernel apply packages \
 	evidence coverage kcsan leaks faults model mutants fuzz endurance
 
 help:		## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 28
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 28
 
 demo:		## show what the series does, in virtual machines
 	@demo/run
 
 check:		## run all checks
 	@scripts/check
+
+check-arm64:	## run the tests of the SMMUv3 driver, on an emulated arm64 machine
+	@scripts/check-arm64
 
 check-base-faults:	## show that the base has the faults that parts 2 and 3 mend
 	@scripts/check-base-faults
@@ -61,8 +66,8 @@ tree:		## get the kernel source and apply the series, in build/linux
 export:		## write series/ and linux/ from the commits in build/linux
 	@scripts/export
 
-kernel: tree	## build the kernel (VARIANT=plain, debug, ...)
-	@scripts/kernel '$(VARIANT)'
+kernel: tree	## build the kernel (VARIANT=plain, debug, ...; ARCH=x86_64, arm64)
+	@scripts/kernel -a '$(ARCH)' '$(VARIANT)'
 
 apply:		## apply the series to a kernel tree of your own (TREE=folder)
 	@scripts/apply "$$TREE"

@@ -25,6 +25,8 @@ packages_tree="git xz-utils:xz"
 packages_run="qemu-system-x86:qemu-system-x86_64 busybox-static:busybox
 	gcc make git flex bison bc libelf-dev:/usr/include/gelf.h cpio
 	xz-utils:xz rsync kmod:modprobe perl python3"
+packages_arm64="gcc-aarch64-linux-gnu
+	libc6-dev-arm64-cross:/usr/aarch64-linux-gnu/include/stdio.h"
 packages_check="sparse"
 packages_model="spin gcc libc6-dev:/usr/include/stdio.h"
 
@@ -181,20 +183,29 @@ side_tree() {
 	kgit clean -q -f -d
 }
 
-# build_selftests VARIANT: all programs of the iommu selftests, static, for that
-# kernel. Sets $selftests, the folder, and $programs, those that take no arguments.
+# build_selftests KERNEL [PROGRAM]...: all programs of the iommu selftests, or those
+# alone, static, for build/kernel-KERNEL. Sets $selftests, the folder, and $programs,
+# those that take no arguments.
 build_selftests() {
-	selftests=$build/selftests
+	selftests=$build/selftests-$1
+	headers=$build/kernel-$1/usr/include
+	case $1 in
+	arm64-*) arch='ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu-' ;;
+	*) arch= ;;
+	esac
+	shift
+	programs=$*
 	# What make above us passes down is not for this
-	set -- env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL -u MAKEOVERRIDES -u ARCH \
-		make -C "$linux/tools/testing/selftests/iommu" OUTPUT="$selftests" \
-		KHDR_INCLUDES="-isystem $build/kernel-$1/usr/include" USERLDFLAGS=-static
+	set -- env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL -u MAKEOVERRIDES -u ARCH -u CROSS_COMPILE \
+		make -C "$linux/tools/testing/selftests/iommu" OUTPUT="$selftests" $arch \
+		KHDR_INCLUDES="-isystem $headers" USERLDFLAGS=-static
 	# Anew: its Makefile does not know all that the programs depend on
 	rm -rf "$selftests"
 	mkdir "$selftests"
-	programs=$("$@" -s COLLECTION=iommu emit_tests | sed -n 's/^iommu://p')
+	targets=$(for p in $programs; do printf ' %s' "$selftests/$p"; done)
+	[ -n "$programs" ] || programs=$("$@" -s COLLECTION=iommu emit_tests | sed -n 's/^iommu://p')
 	[ -n "$programs" ] || { note "the selftests have no programs"; return 1; }
-	"$@" -j"$(nproc)" >"$selftests/make.log" 2>&1 || { cat "$selftests/make.log" >&2; return 1; }
+	"$@" -j"$(nproc)" $targets >"$selftests/make.log" 2>&1 || { cat "$selftests/make.log" >&2; return 1; }
 }
 
 # plant NAME: with PLANT set in the environment, all that follows works in a side

@@ -1176,6 +1176,26 @@ TEST_F(iommufd_vdevice, nested_without_invalidation)
 	test_ioctl_destroy(self->viommu_id);
 }
 
+/* One in which nothing is known by a virtual ID */
+TEST_F(iommufd_vdevice, nested_without_vdevice)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_NONE };
+	uint32_t nested_id, plain_id;
+
+	ASSERT_EQ(0, nested_alloc(self->fd, self->device_id, self->viommu_id,
+				  &nested_id));
+	ASSERT_EQ(0, _test_cmd_hwpt_alloc(self->fd, self->device_id,
+					  self->viommu_id, 0, 0, &plain_id,
+					  IOMMU_HWPT_DATA_SELFTEST, &data,
+					  sizeof(data)));
+	test_cmd_mock_domain_replace(self->stdev_id, plain_id);
+	test_err_mock_domain_replace(ENOENT, self->stdev_id, nested_id);
+	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(self->fd, plain_id));
+	test_cmd_mock_domain_replace(self->stdev_id, self->ioas_id);
+	test_ioctl_destroy(plain_id);
+	test_ioctl_destroy(nested_id);
+}
+
 TEST_F(iommufd_vdevice, nested_on_another_viommu)
 {
 	uint32_t viommu_id, hwpt_id, vdevice_id;

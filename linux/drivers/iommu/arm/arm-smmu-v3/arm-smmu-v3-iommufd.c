@@ -1,0 +1,565 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What user space and its VMs get of an SMMUv3 through iommufd.
+ *
+ * Section numbers are those of the ARM SMMUv3 specification, IHI 0070.
+ */
+#include <kunit/visibility.h>
+#include <linux/iommufd.h>
+#include <linux/slab.h>
+
+#include "arm-smmu-v3.h"
+
+/* What a guest may set in the first two words of its STE */
+#define STRTAB_STE_0_GUEST                                               \
+	(STRTAB_STE_0_V | STRTAB_STE_0_CFG | STRTAB_STE_0_S1FMT |        \
+	 STRTAB_STE_0_S1CTXPTR_MASK | STRTAB_STE_0_S1CDMAX)
+#define STRTAB_STE_1_GUEST                                               \
+	(STRTAB_STE_1_S1DSS | STRTAB_STE_1_S1CIR | STRTAB_STE_1_S1COR |  \
+	 STRTAB_STE_1_S1CSH | STRTAB_STE_1_S1STALLD | STRTAB_STE_1_EATS)
+
+static struct arm_vsmmu *to_vsmmu(struct iommufd_viommu *viommu)
+{
+	return container_of(viommu, struct arm_vsmmu, core);
+}
+
+void *arm_smmu_hw_info(struct device *dev, u32 *length, u32 *type)
+{
+	struct arm_smmu_master *master = dev_iommu_priv_get(dev);
+	void __iomem *base = master->smmu->base;
+	struct iommu_hw_info_arm_smmuv3 *info;
+	unsigned int i;
+
+	info = kzalloc(sizeof(*info), GFP_KERNEL);
+	if (!info)
+		return ERR_PTR(-ENOMEM);
+
+	for (i = 0; i != ARRAY_SIZE(info->idr); i++)
+		info->idr[i] = readl_relaxed(base + ARM_SMMU_IDR0 +
+					     i * sizeof(u32));
+	info->iidr = readl_relaxed(base + ARM_SMMU_IIDR);
+	info->aidr = readl_relaxed(base + ARM_SMMU_AIDR);
+
+	*length = sizeof(*info);
+	*type = IOMMU_HW_INFO_TYPE_ARM_SMMUV3;
+	return info;
+}
+
+static unsigned int arm_smmu_nested_cfg(struct arm_smmu_nested_domain *nested)
+{
+	return FIELD_GET(STRTAB_STE_0_CFG, le64_to_cpu(nested->ste[0]));
+}
+
+/*
+ * The guest's table of context descriptors is at intermediate physical addresses, so
+ * whatever it says leads through the parent. See 3.3.2 "Translation with nested
+ * stages" and 5.2 "Stream Table Entry".
+ */
+VISIBLE_IF_KUNIT
+void arm_smmu_make_nested_domain_ste(struct arm_smmu_ste *target,
+				     struct arm_smmu_master *master,
+				     struct arm_smmu_nested_domain *nested,
+				     bool ats_enabled)
+{
+	struct arm_vsmmu *vsmmu = nested->vsmmu;
+	unsigned int cfg = arm_smmu_nested_cfg(nested);
+	u64 word;
+
+	if (!(nested->ste[0] & cpu_to_le64(STRTAB_STE_0_V)) ||
+	    cfg == STRTAB_STE_0_CFG_ABORT) {
+		arm_smmu_make_abort_ste(target);
+		return;
+	}
+
+	arm_smmu_make_s2_domain_ste(target, master, vsmmu->s2_parent,
+				    ats_enabled);
+	/* Nobody would resume what is stalled */
+	word = le64_to_cpu(target->data[2]);
+	word &= ~(STRTAB_STE_2_S2VMID | STRTAB_STE_2_S2S);
+	word |= FIELD_PREP(STRTAB_STE_2_S2VMID, vsmmu->vmid);
+	target->data[2] = cpu_to_le64(word);
+	/* A guest must not fill the event queue, which others need as well */
+	target->data[1] |= cpu_to_le64(STRTAB_STE_1_MEV);
+
+	if (cfg != STRTAB_STE_0_CFG_S1_TRANS)
+		return;
+
+	word = le64_to_cpu(nested->ste[0]) & ~STRTAB_STE_0_CFG;
+	word |= FIELD_PREP(STRTAB_STE_0_CFG, STRTAB_STE_0_CFG_NESTED);
+	target->data[0] = cpu_to_le64(word);
+	target->data[1] |= nested->ste[1] & cpu_to_le64(~STRTAB_STE_1_EATS);
+	if (vsmmu->smmu->features & ARM_SMMU_FEAT_STALLS)
+		target->data[1] |= cpu_to_le64(STRTAB_STE_1_S1STALLD);
+}
+EXPORT_SYMBOL_IF_KUNIT(arm_smmu_make_nested_domain_ste);
+
+static int arm_smmu_attach_dev_nested(struct iommu_domain *domain,
+				      struct device *dev)
+{
+	struct arm_smmu_nested_domain *nested = to_smmu_nested_domain(domain);
+	struct arm_smmu_master *master = dev_iommu_priv_get(dev);
+	struct arm_smmu_attach_state state = {
+		.master = master,
+		.old_domain = iommu_get_domain_for_dev(dev),
+		.vsmmu = nested->vsmmu,
+		.ssid = IOMMU_NO_PASID,
+	};
+	struct arm_smmu_ste ste;
+	int ret;
+
+	if (nested->vsmmu->smmu != master->smmu)
+		return -EINVAL;
+	/* It may be another device than the vIOMMU was allocated with */
+	if (!arm_smmu_master_canwbs(master) &&
+	    !arm_smmu_domain_s2fwb(nested->vsmmu->s2_parent))
+		return -EINVAL;
+	if (arm_smmu_ssids_in_use(&master->cd_table))
+		return -EBUSY;
+	state.disable_ats = FIELD_GET(STRTAB_STE_1_EATS,
+				      le64_to_cpu(nested->ste[1])) !=
+			    STRTAB_STE_1_EATS_TRANS;
+
+	mutex_lock(&arm_smmu_asid_lock);
+	ret = arm_smmu_attach_prepare(&state, domain);
+	if (ret) {
+		mutex_unlock(&arm_smmu_asid_lock);
+		return ret;
+	}
+	arm_smmu_make_nested_domain_ste(&ste, master, nested,
+					state.ats_enabled);
+	arm_smmu_install_ste_for_dev(master, &ste);
+	arm_smmu_attach_commit(&state);
+	mutex_unlock(&arm_smmu_asid_lock);
+
+	arm_smmu_clear_cd(master, IOMMU_NO_PASID);
+	return 0;
+}
+
+static struct iommu_domain *
+arm_smmu_get_msi_mapping_domain(struct iommu_domain *domain)
+{
+	return &to_smmu_nested_domain(domain)->vsmmu->s2_parent->domain;
+}
+
+static void arm_smmu_domain_free_nested(struct iommu_domain *domain)
+{
+	kfree(to_smmu_nested_domain(domain));
+}
+
+static const struct iommu_domain_ops arm_smmu_nested_ops = {
+	.attach_dev = arm_smmu_attach_dev_nested,
+	.get_msi_mapping_domain = arm_smmu_get_msi_mapping_domain,
+	.free = arm_smmu_domain_free_nested,
+};
+
+/*
+ * Refuse what the hardware would refuse too (C_BAD_STE), so that the VMM can tell the
+ * guest, and what would let the guest at more than stage 1. What is left is copied to
+ * @nested without what has no effect.
+ */
+VISIBLE_IF_KUNIT
+int arm_smmu_check_guest_ste(struct arm_smmu_device *smmu,
+			     const struct iommu_hwpt_arm_smmuv3 *arg,
+			     struct arm_smmu_nested_domain *nested)
+{
+	u64 ste[2] = { le64_to_cpu(arg->ste[0]), le64_to_cpu(arg->ste[1]) };
+
+	/* All else is ignored then */
+	if (!(ste[0] & STRTAB_STE_0_V))
+		return 0;
+	if (ste[0] & ~STRTAB_STE_0_GUEST || ste[1] & ~STRTAB_STE_1_GUEST)
+		return -EIO;
+
+	switch (FIELD_GET(STRTAB_STE_0_CFG, ste[0])) {
+	case STRTAB_STE_0_CFG_ABORT:
+	case STRTAB_STE_0_CFG_BYPASS:
+		ste[0] &= STRTAB_STE_0_V | STRTAB_STE_0_CFG;
+		nested->ste[0] = cpu_to_le64(ste[0]);
+		return 0;
+	case STRTAB_STE_0_CFG_S1_TRANS:
+		break;
+	default:
+		return -EIO;
+	}
+
+	switch (FIELD_GET(STRTAB_STE_1_EATS, ste[1])) {
+	case STRTAB_STE_1_EATS_ABT:
+		break;
+	case STRTAB_STE_1_EATS_TRANS:
+		if (smmu->features & ARM_SMMU_FEAT_ATS)
+			break;
+		fallthrough;
+	default:
+		return -EIO;
+	}
+
+	/* With one context descriptor the table has no format, nor substreams */
+	if (!FIELD_GET(STRTAB_STE_0_S1CDMAX, ste[0])) {
+		ste[0] &= ~STRTAB_STE_0_S1FMT;
+		ste[1] &= ~STRTAB_STE_1_S1DSS;
+	}
+	if (FIELD_GET(STRTAB_STE_0_S1CDMAX, ste[0]) > smmu->ssid_bits)
+		return -EIO;
+	switch (FIELD_GET(STRTAB_STE_0_S1FMT, ste[0])) {
+	case STRTAB_STE_0_S1FMT_LINEAR:
+		break;
+	case STRTAB_STE_0_S1FMT_4K_L2:
+	case STRTAB_STE_0_S1FMT_64K_L2:
+		if (smmu->features & ARM_SMMU_FEAT_2_LVL_CDTAB)
+			break;
+		fallthrough;
+	default:
+		return -EIO;
+	}
+	if (FIELD_GET(STRTAB_STE_1_S1DSS, ste[1]) > STRTAB_STE_1_S1DSS_SSID0)
+		return -EIO;
+
+	nested->ste[0] = cpu_to_le64(ste[0]);
+	nested->ste[1] = cpu_to_le64(ste[1] & ~STRTAB_STE_1_S1STALLD);
+	return 0;
+}
+EXPORT_SYMBOL_IF_KUNIT(arm_smmu_check_guest_ste);
+
+static struct iommu_domain *
+arm_vsmmu_alloc_domain_nested(struct iommufd_viommu *viommu, u32 flags,
+			      const struct iommu_user_data *user_data)
+{
+	struct arm_vsmmu *vsmmu = to_vsmmu(viommu);
+	struct arm_smmu_nested_domain *nested;
+	struct iommu_hwpt_arm_smmuv3 arg;
+	int ret;
+
+	if (flags)
+		return ERR_PTR(-EOPNOTSUPP);
+	ret = iommu_copy_struct_from_user(&arg, user_data,
+					  IOMMU_HWPT_DATA_ARM_SMMUV3, ste);
+	if (ret)
+		return ERR_PTR(ret);
+
+	nested = kzalloc(sizeof(*nested), GFP_KERNEL_ACCOUNT);
+	if (!nested)
+		return ERR_PTR(-ENOMEM);
+	ret = arm_smmu_check_guest_ste(vsmmu->smmu, &arg, nested);
+	if (ret) {
+		kfree(nested);
+		return ERR_PTR(ret);
+	}
+	nested->domain.type = IOMMU_DOMAIN_NESTED;
+	nested->domain.ops = &arm_smmu_nested_ops;
+	nested->vsmmu = vsmmu;
+	return &nested->domain;
+}
+
+static bool arm_vsmmu_domain_needs_vdevice(struct iommu_domain *domain)
+{
+	return arm_smmu_nested_cfg(to_smmu_nested_domain(domain)) ==
+	       STRTAB_STE_0_CFG_S1_TRANS;
+}
+
+/* A device that is more than one stream would need as many virtual IDs */
+static int arm_vsmmu_vdevice_init(struct iommufd_vdevice *vdev)
+{
+	struct device *dev = iommufd_vdevice_to_device(vdev);
+	struct arm_smmu_master *master = dev_iommu_priv_get(dev);
+
+	if (master->num_streams != 1)
+		return -EOPNOTSUPP;
+	return vdev->virt_id > U32_MAX ? -EINVAL : 0;
+}
+
+/* From a virtual stream ID to the physical one */
+static int arm_vsmmu_find_sid(struct arm_vsmmu *vsmmu, u32 vsid, u32 *sid,
+			      bool *has_ats)
+{
+	struct arm_smmu_master *master;
+	struct device *dev;
+	int ret = -EIO;
+
+	xa_lock(&vsmmu->core.vdevs);
+	dev = iommufd_viommu_find_dev(&vsmmu->core, vsid);
+	if (dev) {
+		master = dev_iommu_priv_get(dev);
+		*sid = master->streams[0].id;
+		*has_ats = arm_smmu_ats_supported(master);
+		ret = 0;
+	}
+	xa_unlock(&vsmmu->core.vdevs);
+	return ret;
+}
+
+/*
+ * Make a guest's command (4.3 to 4.5) one that concerns nothing but the VM. It must
+ * not be illegal either: then the SMMU stops taking commands from anybody until that is
+ * mended (7.1 "Command queue errors"). Returns 1 if there is nothing to be done.
+ */
+VISIBLE_IF_KUNIT
+int arm_vsmmu_convert_cmd(struct arm_vsmmu *vsmmu, u64 *cmd)
+{
+	u64 known[CMDQ_ENT_DWORDS] = { CMDQ_0_OP };
+	u8 op = FIELD_GET(CMDQ_0_OP, cmd[0]);
+	bool has_ats;
+	u32 sid;
+
+	switch (op) {
+	case CMDQ_OP_TLBI_NSNH_ALL:
+		break;
+	case CMDQ_OP_TLBI_NH_VA:
+		known[0] |= CMDQ_TLBI_0_ASID;
+		fallthrough;
+	case CMDQ_OP_TLBI_NH_VAA:
+		known[0] |= CMDQ_TLBI_0_VMID;
+		known[1] = CMDQ_TLBI_1_LEAF | CMDQ_TLBI_1_VA_MASK;
+		if (vsmmu->smmu->features & ARM_SMMU_FEAT_RANGE_INV) {
+			known[0] |= CMDQ_TLBI_0_NUM | CMDQ_TLBI_0_SCALE;
+			known[1] |= CMDQ_TLBI_1_TTL | CMDQ_TLBI_1_TG;
+		}
+		break;
+	case CMDQ_OP_TLBI_NH_ASID:
+		known[0] |= CMDQ_TLBI_0_ASID;
+		fallthrough;
+	case CMDQ_OP_TLBI_NH_ALL:
+		known[0] |= CMDQ_TLBI_0_VMID;
+		break;
+	case CMDQ_OP_ATC_INV:
+		known[0] |= CMDQ_0_SSV | CMDQ_ATC_0_GLOBAL | CMDQ_ATC_0_SSID |
+			    CMDQ_ATC_0_SID;
+		known[1] = CMDQ_ATC_1_SIZE | CMDQ_ATC_1_ADDR_MASK;
+		break;
+	case CMDQ_OP_CFGI_CD:
+		known[0] |= CMDQ_CFGI_0_SSID;
+		known[1] = CMDQ_CFGI_1_LEAF;
+		fallthrough;
+	case CMDQ_OP_CFGI_CD_ALL:
+		known[0] |= CMDQ_CFGI_0_SID;
+		break;
+	default:
+		return -EIO;
+	}
+	if (cmd[0] & ~known[0] || cmd[1] & ~known[1])
+		return -EIO;
+
+	switch (op) {
+	case CMDQ_OP_TLBI_NSNH_ALL:
+		/* That would be all VMs, and the host */
+		cmd[0] = FIELD_PREP(CMDQ_0_OP, CMDQ_OP_TLBI_NH_ALL);
+		break;
+	case CMDQ_OP_TLBI_NH_VA:
+	case CMDQ_OP_TLBI_NH_VAA:
+		/*
+		 * One page without a level is reserved among the ranges (4.4.1), but some
+		 * guests ask for it. It is the same as no range. Nor do the other fields
+		 * mean anything without a granule.
+		 */
+		if (!(cmd[0] & (CMDQ_TLBI_0_NUM | CMDQ_TLBI_0_SCALE)) &&
+		    !(cmd[1] & CMDQ_TLBI_1_TTL))
+			cmd[1] &= ~CMDQ_TLBI_1_TG;
+		if (!(cmd[1] & CMDQ_TLBI_1_TG)) {
+			cmd[0] &= ~(CMDQ_TLBI_0_NUM | CMDQ_TLBI_0_SCALE);
+			cmd[1] &= ~CMDQ_TLBI_1_TTL;
+		}
+		break;
+	case CMDQ_OP_ATC_INV:
+		if (FIELD_GET(CMDQ_ATC_1_SIZE, cmd[1]) > ATC_INV_SIZE_ALL)
+			return -EIO;
+		fallthrough;
+	case CMDQ_OP_CFGI_CD:
+	case CMDQ_OP_CFGI_CD_ALL:
+		if (arm_vsmmu_find_sid(vsmmu,
+				       FIELD_GET(CMDQ_CFGI_0_SID, cmd[0]),
+				       &sid, &has_ats))
+			return -EIO;
+		/* A device that knows nothing of it would let it time out */
+		if (op == CMDQ_OP_ATC_INV && !has_ats)
+			return 1;
+		cmd[0] &= ~CMDQ_CFGI_0_SID;
+		cmd[0] |= FIELD_PREP(CMDQ_CFGI_0_SID, sid);
+		return 0;
+	}
+
+	cmd[0] &= ~CMDQ_TLBI_0_VMID;
+	cmd[0] |= FIELD_PREP(CMDQ_TLBI_0_VMID, vsmmu->vmid);
+	return 0;
+}
+EXPORT_SYMBOL_IF_KUNIT(arm_vsmmu_convert_cmd);
+
+/*
+ * The commands go into the queue in their order, and there is one CMD_SYNC behind them
+ * all: what has completed is known only then.
+ */
+static int arm_vsmmu_cache_invalidate(struct iommufd_viommu *viommu,
+				      struct iommu_user_data_array *array)
+{
+	const unsigned int type = IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3;
+	u64 cmds[CMDQ_BATCH_ENTRIES * CMDQ_ENT_DWORDS];
+	struct arm_vsmmu *vsmmu = to_vsmmu(viommu);
+	struct arm_smmu_device *smmu = vsmmu->smmu;
+	struct arm_smmu_cmdq *cmdq = &smmu->cmdq;
+	u32 num = array->entry_num;
+	int ret = 0, sync_ret = 0;
+	bool pending = false;
+	unsigned int n = 0;
+	u32 i;
+
+	array->entry_num = 0;
+	if (array->type != type)
+		return -EINVAL;
+
+	for (i = 0; i != num; i++) {
+		struct iommu_viommu_arm_smmuv3_invalidate arg;
+		u64 *cmd = &cmds[n * CMDQ_ENT_DWORDS];
+
+		/* The helper looks at how many there are */
+		array->entry_num = num;
+		ret = iommu_copy_struct_from_user_array(&arg, array, type, i,
+							cmd);
+		if (ret)
+			break;
+		cmd[0] = le64_to_cpu(arg.cmd[0]);
+		cmd[1] = le64_to_cpu(arg.cmd[1]);
+		ret = arm_vsmmu_convert_cmd(vsmmu, cmd);
+		if (ret < 0)
+			break;
+		if (ret)
+			continue;
+		pending = true;
+		if (++n == CMDQ_BATCH_ENTRIES) {
+			arm_smmu_cmdq_issue_cmdlist(smmu, cmdq, cmds, n, false);
+			n = 0;
+		}
+	}
+
+	if (pending)
+		sync_ret = arm_smmu_cmdq_issue_cmdlist(smmu, cmdq, cmds, n,
+						       true);
+	array->entry_num = sync_ret ? 0 : i;
+	if (sync_ret)
+		return sync_ret;
+	return ret < 0 ? ret : 0;
+}
+
+/*
+ * Give an event (7.3 "Event records") to the VM, if it is one that the guest's own
+ * tables have brought about. The master cannot leave the vIOMMU meanwhile.
+ */
+int arm_vsmmu_report_event(struct arm_smmu_master *master, const u64 *evt)
+{
+	struct iommu_vevent_arm_smmuv3 vevt = {};
+	struct arm_vsmmu *vsmmu = master->vsmmu;
+	unsigned long vsid;
+
+	lockdep_assert_held(&master->smmu->streams_mutex);
+
+	if (!vsmmu)
+		return -EOPNOTSUPP;
+
+	switch (FIELD_GET(EVTQ_0_ID, evt[0])) {
+	case EVT_ID_TRANSLATION_FAULT:
+	case EVT_ID_ADDR_SIZE_FAULT:
+	case EVT_ID_ACCESS_FAULT:
+	case EVT_ID_PERMISSION_FAULT:
+		if (evt[1] & EVTQ_1_S2)
+			return -EOPNOTSUPP;
+		break;
+	case EVT_ID_BAD_ATS_TREQ:
+	case EVT_ID_STREAM_DISABLED:
+	case EVT_ID_TRANSL_FORBIDDEN:
+	case EVT_ID_BAD_SUBSTREAMID:
+	case EVT_ID_BAD_CD:
+		break;
+	default:
+		return -EOPNOTSUPP;
+	}
+
+	if (iommufd_viommu_get_vdev_id(&vsmmu->core, master->dev, &vsid))
+		return -EOPNOTSUPP;
+
+	vevt.evt[0] = cpu_to_le64((evt[0] & ~EVTQ_0_SID) |
+				  FIELD_PREP(EVTQ_0_SID, vsid));
+	vevt.evt[1] = cpu_to_le64(evt[1]);
+	vevt.evt[2] = cpu_to_le64(evt[2]);
+	/* The fourth one is for what stage 2 has to say, and addresses of fetches */
+	return iommufd_viommu_report_event(&vsmmu->core,
+					   IOMMU_VEVENTQ_TYPE_ARM_SMMUV3,
+					   &vevt, sizeof(vevt));
+}
+
+/* No STE has the VMID any more */
+static void arm_vsmmu_destroy(struct iommufd_viommu *viommu)
+{
+	struct arm_vsmmu *vsmmu = to_vsmmu(viommu);
+	unsigned long flags;
+
+	spin_lock_irqsave(&vsmmu->s2_parent->devices_lock, flags);
+	list_del(&vsmmu->s2_parent_elm);
+	spin_unlock_irqrestore(&vsmmu->s2_parent->devices_lock, flags);
+
+	/* For whoever gets it next */
+	arm_smmu_tlb_inv_vmid(vsmmu->smmu, vsmmu->vmid);
+	ida_free(&vsmmu->smmu->vmid_map, vsmmu->vmid);
+}
+
+static const struct iommufd_viommu_ops arm_vsmmu_ops = {
+	.destroy = arm_vsmmu_destroy,
+	.alloc_domain_nested = arm_vsmmu_alloc_domain_nested,
+	.domain_needs_vdevice = arm_vsmmu_domain_needs_vdevice,
+	.cache_invalidate = arm_vsmmu_cache_invalidate,
+	.vdevice_init = arm_vsmmu_vdevice_init,
+};
+
+size_t arm_smmu_get_viommu_size(struct device *dev,
+				enum iommu_viommu_type viommu_type)
+{
+	struct arm_smmu_master *master = dev_iommu_priv_get(dev);
+	struct arm_smmu_device *smmu = master->smmu;
+
+	if (viommu_type != IOMMU_VIOMMU_TYPE_ARM_SMMUV3 ||
+	    !(smmu->features & ARM_SMMU_FEAT_NESTING))
+		return 0;
+	/* There a guest would be able to stall the streams of others */
+	if (smmu->features & ARM_SMMU_FEAT_STALL_FORCE)
+		return 0;
+	/* A guest's commands are not looked at for where they need a CMD_SYNC */
+	if (smmu->options & ARM_SMMU_OPT_CMDQ_FORCE_SYNC)
+		return 0;
+	/*
+	 * Nobody cleans caches for a guest, so it must not be able to bypass them: it
+	 * would see what was there before the memory was given to it.
+	 */
+	if (!arm_smmu_master_canwbs(master) &&
+	    !(smmu->features & ARM_SMMU_FEAT_S2FWB))
+		return 0;
+	return VIOMMU_STRUCT_SIZE(struct arm_vsmmu, core);
+}
+
+int arm_vsmmu_init(struct iommufd_viommu *viommu,
+		   struct iommu_domain *parent_domain,
+		   const struct iommu_user_data *user_data)
+{
+	struct arm_smmu_device *smmu =
+		container_of(viommu->iommu_dev, struct arm_smmu_device, iommu);
+	struct arm_smmu_domain *s2_parent = to_smmu_domain(parent_domain);
+	struct arm_vsmmu *vsmmu = to_vsmmu(viommu);
+	unsigned long flags;
+	int vmid;
+
+	if (user_data)
+		return -EOPNOTSUPP;
+	if (s2_parent->smmu != smmu)
+		return -EINVAL;
+
+	/* See arm_smmu_domain_finalise_s2() for VMID 0 */
+	vmid = ida_alloc_range(&smmu->vmid_map, 1, (1 << smmu->vmid_bits) - 1,
+			       GFP_KERNEL);
+	if (vmid < 0)
+		return vmid;
+
+	vsmmu->smmu = smmu;
+	vsmmu->s2_parent = s2_parent;
+	vsmmu->vmid = vmid;
+	viommu->ops = &arm_vsmmu_ops;
+
+	spin_lock_irqsave(&s2_parent->devices_lock, flags);
+	list_add(&vsmmu->s2_parent_elm, &s2_parent->vsmmus);
+	spin_unlock_irqrestore(&s2_parent->devices_lock, flags);
+	return 0;
+}
