@@ -165,7 +165,8 @@ guest_script() {
 # build/kernel-KERNEL; the guest loads the modules first.
 in_vm() {
 	kernel=$build/kernel-$1
-	guest_script "$2" "$programs" >"$work/selftests.sh"
+	# shellcheck disable=SC2086,SC2116
+	guest_script "$2" "$(echo $programs)" >"$work/selftests.sh"
 	chmod +x "$work/selftests.sh"
 	shift 2
 	count=0
