@@ -1838,6 +1838,21 @@ static int smmu_find(char *name, size_t size)
 	return ret;
 }
 
+/* Where a page is for who has no IOMMU, 0 if that is a secret */
+static uint64_t page_phys(const void *at)
+{
+	uint64_t entry = 0;
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+
+	if (fd != -1) {
+		if (pread(fd, &entry, sizeof(entry),
+			  (uintptr_t)at / PAGE_SIZE * sizeof(entry)) < 0)
+			entry = 0;
+		close(fd);
+	}
+	return (entry & (BIT64(55) - 1)) * PAGE_SIZE;
+}
+
 static int call_unbind(int fd, uint32_t id, struct call *call)
 {
 	return write_file(SMMU_DRIVER "/unbind", call->arg);
@@ -1851,6 +1866,7 @@ TEST_F(iommufd_smmuv3_nested, L6_unbind)
 	struct call unbind = { .fn = call_unbind };
 	struct event event;
 	uint32_t id, num;
+	uint64_t phys;
 	char name[64];
 	struct stat st;
 	int i;
@@ -1871,10 +1887,17 @@ TEST_F(iommufd_smmuv3_nested, L6_unbind)
 	ASSERT_EQ(1, call_is_done(&unbind));
 	ASSERT_EQ(0, call_end(&unbind));
 
-	/* Nothing of the device's arrives any more, by the guest's addresses or others */
+	/*
+	 * Nothing of the device's arrives any more, by the guest's addresses or others. It
+	 * takes a device with more than 28 bits of address to get at memory without an
+	 * IOMMU: -device edu,dma_mask=0xffffffffffff
+	 */
 	fill(page(FREE), PAGE_SIZE, SECRET);
+	phys = page_phys(page(FREE));
+	ASSERT_NE(0, phys);
 	ASSERT_EQ(0, dma_to(edu, guest_iova(8), SMALL));
 	ASSERT_EQ(0, dma_to(edu, page_iova(FREE), SMALL));
+	ASSERT_EQ(0, dma_to(edu, phys, SMALL));
 	EXPECT_EQ(PAGE_SIZE, filled(page(FREE), PAGE_SIZE, SECRET));
 
 	EXPECT_ERRNO(ENODEV, command(self->fd, self->viommu_id, 0x30, 0, &num));
