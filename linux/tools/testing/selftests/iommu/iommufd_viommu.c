@@ -1154,7 +1154,6 @@ TEST_F_TIMEOUT(iommufd_vdevice, nested_beside_many, 120)
 	EXPECT_GT(5 * among, alone);
 }
 
-/* A domain of one vIOMMU does not take a device that is on another one */
 /* One that is invalidated by the vIOMMU alone */
 TEST_F(iommufd_vdevice, nested_without_invalidation)
 {
@@ -1196,6 +1195,7 @@ TEST_F(iommufd_vdevice, nested_without_vdevice)
 	test_ioctl_destroy(nested_id);
 }
 
+/* A domain of one vIOMMU does not take a device that is on another one */
 TEST_F(iommufd_vdevice, nested_on_another_viommu)
 {
 	uint32_t viommu_id, hwpt_id, vdevice_id;
