@@ -30,7 +30,7 @@ check-arm64:	## run the tests of the SMMUv3 driver, on an emulated arm64 machine
 check-base-faults:	## show that the base has the faults that parts 2 and 3 mend
 	@scripts/check-base-faults
 
-check-series:	## check the series patch by patch
+check-series:	## check the series patch by patch (make check does it as one change)
 	@scripts/check-series
 
 evidence:	## all of the following, and their planted faults; takes a day
