@@ -1,0 +1,1006 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What a call costs. Where the clock counts instructions (vm/run -i), the figures are
+ * instructions, and the same at every run.
+ *
+ *  bench table      each row of the table: KEY|TITLE|MINIMUM|MEDIAN, or KEY|TITLE|n/a
+ *  bench trace KEY  one row, with the functions trace_*() called around the calls of
+ *                   one of its samples, for a debugger
+ *  bench plot       CURVE NUMBER MEDIAN, the cost of a call beside NUMBER objects
+ *  bench parallel   what two threads do in the time of one, KEY|TITLE|ONE|TWO|RATIO
+ *
+ * It knows the user interface of mainline Linux and of its mock driver. The one row
+ * that needs a command that only this series' mock driver has is n/a elsewhere, as is
+ * all that a kernel does not know.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define __EXPORTED_HEADERS__
+#include <linux/iommufd.h>
+#include "iommufd_test.h"
+
+#define ARRAY_SIZE(x) (sizeof(x) / sizeof((x)[0]))
+
+#define PAGE 4096
+/* Enough for the caches to have what they keep for the next call */
+#define WARM_UP 200
+#define SAMPLES 1000
+/* The sample that trace is about */
+#define TRACED 2
+#define MANY 10000
+#define MANY_DEVICES 1000
+
+struct row {
+	const char *key;
+	const char *title;
+	/* A sample is the cost of so many */
+	unsigned int per;
+	bool na;
+	unsigned int num;
+	uint64_t current;
+	uint64_t samples[SAMPLES];
+};
+
+enum {
+	FLOOR,
+	VIOMMU_ALLOC,
+	VIOMMU_DESTROY,
+	VDEVICE_ALLOC,
+	VDEVICE_DESTROY,
+	NESTED_ALLOC,
+	NESTED_DESTROY,
+	INVALIDATE_1,
+	INVALIDATE_256,
+	INVALIDATE_4096,
+	ATTACH_1,
+	ATTACH_1000,
+	EVENT_REPORT,
+	EVENT_READ,
+	HW_QUEUE,
+	VIOMMU_AT_1,
+	VIOMMU_AT_10000,
+	VIOMMU_BYTES,
+	UNREGISTER_100,
+	UNREGISTER_10000,
+};
+
+static struct row rows[] = {
+	[FLOOR] = { "floor", "unknown ioctl number (floor)", 1 },
+	[VIOMMU_ALLOC] = { "viommu-alloc", "vIOMMU allocate", 1 },
+	[VIOMMU_DESTROY] = { "viommu-destroy", "vIOMMU destroy", 1 },
+	[VDEVICE_ALLOC] = { "vdevice-alloc", "vDEVICE allocate", 1 },
+	[VDEVICE_DESTROY] = { "vdevice-destroy", "vDEVICE destroy", 1 },
+	[NESTED_ALLOC] = { "nested-alloc", "nested HWPT allocate", 1 },
+	[NESTED_DESTROY] = { "nested-destroy", "nested HWPT destroy", 1 },
+	[INVALIDATE_1] = { "invalidate-1", "invalidate, 1 entry", 1 },
+	[INVALIDATE_256] = {
+		"invalidate-256", "invalidate, per entry of 256", 256 },
+	[INVALIDATE_4096] = {
+		"invalidate-4096", "invalidate, per entry of 4096", 4096 },
+	[ATTACH_1] = { "attach-1", "attach to nested HWPT beside 1 vDEVICE", 1 },
+	[ATTACH_1000] = {
+		"attach-1000", "attach to nested HWPT beside 1000 vDEVICEs", 1 },
+	[EVENT_REPORT] = { "event-report", "event report", 1 },
+	[EVENT_READ] = { "event-read", "event read, each of 64", 64 },
+	[HW_QUEUE] = { "hw-queue", "hardware queue allocate + destroy", 1 },
+	[VIOMMU_AT_1] = {
+		"viommu-1", "vIOMMU allocate + destroy beside 1", 1 },
+	[VIOMMU_AT_10000] = {
+		"viommu-10000", "vIOMMU allocate + destroy beside 10000", 1 },
+	[VIOMMU_BYTES] = { "viommu-bytes", "bytes of slab a vIOMMU", MANY },
+	[UNREGISTER_100] = {
+		"unregister-100", "unregister, per vIOMMU of 100", 100 },
+	[UNREGISTER_10000] = {
+		"unregister-10000", "unregister, per vIOMMU of 10000", MANY },
+};
+
+static struct row *traced;
+static uint64_t overhead;
+
+static __attribute__((noreturn, format(printf, 1, 2))) void die(const char *fmt,
+								...)
+{
+	int err = errno;
+	va_list ap;
+
+	fprintf(stderr, "bench: ");
+	va_start(ap, fmt);
+	vfprintf(stderr, fmt, ap);
+	va_end(ap);
+	fprintf(stderr, ": %s\n", strerror(err));
+	exit(1);
+}
+
+/* Where a debugger stops */
+__attribute__((noinline)) void trace_begin(void)
+{
+	asm volatile("" ::: "memory");
+}
+
+__attribute__((noinline)) void trace_end(void)
+{
+	asm volatile("" ::: "memory");
+}
+
+__attribute__((noinline)) void trace_done(void)
+{
+	asm volatile("" ::: "memory");
+}
+
+/*
+ * A system call between two readings of the clock. All in one piece, so that the same
+ * with nothing in place of the call tells what there is besides it.
+ */
+#define TIMED(what, time, rc, nr, a, b, c)				       \
+	do {								       \
+		uint64_t __from, __to;					       \
+									       \
+		asm volatile("rdtsc\n\t"				       \
+			     "shl $32, %%rdx\n\t"			       \
+			     "or %%rdx, %%rax\n\t"			       \
+			     "mov %%rax, %[from]\n\t"			       \
+			     "mov %[number], %%rax\n\t"			       \
+			     "mov %[third], %%rdx\n\t" what "\n\t"	       \
+			     "mov %%rax, %[result]\n\t"			       \
+			     "rdtsc\n\t"				       \
+			     "shl $32, %%rdx\n\t"			       \
+			     "or %%rdx, %%rax"				       \
+			     : "=&a"(__to), [from] "=&r"(__from),	       \
+			       [result] "=&r"(rc)			       \
+			     : [number] "r"((long)(nr)), "D"(a), "S"(b),       \
+			       [third] "r"((long)(c))			       \
+			     : "rcx", "rdx", "r11", "memory");		       \
+		(time) = __to - __from;					       \
+	} while (0)
+
+static void measure_overhead(void)
+{
+	unsigned int i;
+	uint64_t t;
+	long rc;
+
+	overhead = UINT64_MAX;
+	for (i = 0; i != 100; i++) {
+		TIMED("", t, rc, 0, 0L, 0L, 0L);
+		if (t < overhead)
+			overhead = t;
+	}
+}
+
+/* A loop of known length tells whether the clock counts instructions */
+static void check_clock(void)
+{
+	uint64_t t, least = UINT64_MAX;
+	unsigned int i;
+	long rc;
+
+	for (i = 0; i != 100; i++) {
+		TIMED("mov $5000, %%ecx\n1:\tdec %%ecx\n\tjnz 1b", t, rc, 0, 0L, 0L,
+		      0L);
+		if (t < least)
+			least = t;
+	}
+	if (least - overhead != 10001) {
+		errno = ERANGE;
+		die("10001 instructions take %lld ns", (long long)(least - overhead));
+	}
+}
+
+/* Adds what the call costs to the row's sample. Gives the call's result. */
+static long timed_call(struct row *row, long nr, long a, long b, long c)
+{
+	bool trace = row && row == traced && row->num == TRACED;
+	uint64_t t;
+	long rc;
+
+	if (trace)
+		trace_begin();
+	TIMED("syscall", t, rc, nr, a, b, c);
+	if (trace)
+		trace_end();
+	if (row)
+		row->current += t - overhead;
+	return rc;
+}
+
+static void sample_add(struct row *row, uint64_t value)
+{
+	if (row->num == SAMPLES)
+		return;
+	if (row == traced && row->num == TRACED)
+		trace_done();
+	row->samples[row->num++] = value;
+}
+
+static void sample_end(struct row *row)
+{
+	if (!row)
+		return;
+	sample_add(row, row->current);
+	row->current = 0;
+}
+
+static long timed_ioctl(struct row *row, int fd, unsigned long cmd, void *arg)
+{
+	long rc = timed_call(row, SYS_ioctl, fd, cmd, (long)arg);
+
+	if (rc < 0) {
+		errno = -rc;
+		return -1;
+	}
+	return 0;
+}
+
+/* What a kernel without it answers */
+static bool is_missing(void)
+{
+	return errno == ENOTTY || errno == EOPNOTSUPP;
+}
+
+static void *take_memory(size_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+	if (p == MAP_FAILED)
+		die("mmap");
+	return p;
+}
+
+/* The calls. Each gives 0 or -1, timed in a row if there is one. */
+
+static int destroy(struct row *row, int fd, uint32_t id)
+{
+	struct iommu_destroy cmd = { .size = sizeof(cmd), .id = id };
+
+	return timed_ioctl(row, fd, IOMMU_DESTROY, &cmd);
+}
+
+static int mock_device(int fd, uint32_t pt_id, uint32_t *stdev_id,
+		       uint32_t *dev_id)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_MOCK_DOMAIN,
+		.id = pt_id,
+	};
+
+	if (ioctl(fd, IOMMU_TEST_CMD, &cmd))
+		return -1;
+	*stdev_id = cmd.mock_domain.out_stdev_id;
+	*dev_id = cmd.mock_domain.out_idev_id;
+	return 0;
+}
+
+static int attach(struct row *row, int fd, uint32_t stdev_id, uint32_t pt_id)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_MOCK_DOMAIN_REPLACE,
+		.id = stdev_id,
+		.mock_domain_replace = { .pt_id = pt_id },
+	};
+
+	return timed_ioctl(row, fd, IOMMU_TEST_CMD, &cmd);
+}
+
+static int hwpt_alloc(struct row *row, int fd, uint32_t dev_id, uint32_t pt_id,
+		      uint32_t flags, uint32_t *id)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+	struct iommu_hwpt_alloc cmd = {
+		.size = sizeof(cmd),
+		.flags = flags,
+		.dev_id = dev_id,
+		.pt_id = pt_id,
+	};
+
+	if (!flags) {
+		cmd.data_type = IOMMU_HWPT_DATA_SELFTEST;
+		cmd.data_len = sizeof(data);
+		cmd.data_uptr = (uintptr_t)&data;
+	}
+	if (timed_ioctl(row, fd, IOMMU_HWPT_ALLOC, &cmd))
+		return -1;
+	*id = cmd.out_hwpt_id;
+	return 0;
+}
+
+static int viommu_alloc(struct row *row, int fd, uint32_t dev_id,
+			uint32_t hwpt_id, uint32_t *id)
+{
+	struct iommu_viommu_alloc cmd = {
+		.size = sizeof(cmd),
+		.type = IOMMU_VIOMMU_TYPE_SELFTEST,
+		.dev_id = dev_id,
+		.hwpt_id = hwpt_id,
+	};
+
+	if (timed_ioctl(row, fd, IOMMU_VIOMMU_ALLOC, &cmd))
+		return -1;
+	*id = cmd.out_viommu_id;
+	return 0;
+}
+
+static int vdevice_alloc(struct row *row, int fd, uint32_t viommu_id,
+			 uint32_t dev_id, uint64_t virt_id, uint32_t *id)
+{
+	struct iommu_vdevice_alloc cmd = {
+		.size = sizeof(cmd),
+		.viommu_id = viommu_id,
+		.dev_id = dev_id,
+		.virt_id = virt_id,
+	};
+
+	if (timed_ioctl(row, fd, IOMMU_VDEVICE_ALLOC, &cmd))
+		return -1;
+	*id = cmd.out_vdevice_id;
+	return 0;
+}
+
+static int invalidate(struct row *row, int fd, uint32_t viommu_id,
+		      struct iommu_viommu_invalidate_selftest *entries,
+		      uint32_t num)
+{
+	struct iommu_hwpt_invalidate cmd = {
+		.size = sizeof(cmd),
+		.hwpt_id = viommu_id,
+		.data_type = IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST,
+		.data_uptr = (uintptr_t)entries,
+		.entry_len = sizeof(*entries),
+		.entry_num = num,
+	};
+
+	if (timed_ioctl(row, fd, IOMMU_HWPT_INVALIDATE, &cmd))
+		return -1;
+	if (cmd.entry_num != num) {
+		errno = EIO;
+		die("%u of %u entries were done", cmd.entry_num, num);
+	}
+	return 0;
+}
+
+static int trigger_event(struct row *row, int fd, uint32_t dev_id)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_TRIGGER_VEVENT,
+		.trigger_vevent = { .dev_id = dev_id },
+	};
+
+	return timed_ioctl(row, fd, IOMMU_TEST_CMD, &cmd);
+}
+
+static int hw_queue_alloc(struct row *row, int fd, uint32_t viommu_id,
+			  uint64_t iova, uint64_t length, uint32_t *id)
+{
+	struct iommu_hw_queue_alloc cmd = {
+		.size = sizeof(cmd),
+		.viommu_id = viommu_id,
+		.type = IOMMU_HW_QUEUE_TYPE_SELFTEST,
+		.nesting_parent_iova = iova,
+		.length = length,
+	};
+
+	if (timed_ioctl(row, fd, IOMMU_HW_QUEUE_ALLOC, &cmd))
+		return -1;
+	*id = cmd.out_hw_queue_id;
+	return 0;
+}
+
+/* A VM: a file, guest memory, a device and a nesting parent, perhaps a vIOMMU */
+struct vm {
+	int fd;
+	uint32_t ioas_id;
+	uint32_t stdev_id;
+	uint32_t dev_id;
+	uint32_t parent_id;
+	uint32_t viommu_id;
+};
+
+/* The rest of a VM that has a device attached to its IOAS */
+static void vm_open_parent(struct vm *vm)
+{
+	if (hwpt_alloc(NULL, vm->fd, vm->dev_id, vm->ioas_id,
+		       IOMMU_HWPT_ALLOC_NEST_PARENT, &vm->parent_id))
+		die("a nesting parent");
+}
+
+static void vm_open_ioas(struct vm *vm)
+{
+	struct iommu_ioas_alloc cmd = { .size = sizeof(cmd) };
+
+	memset(vm, 0, sizeof(*vm));
+	vm->fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	if (vm->fd == -1)
+		die("/dev/iommu");
+	if (ioctl(vm->fd, IOMMU_IOAS_ALLOC, &cmd))
+		die("IOMMU_IOAS_ALLOC");
+	vm->ioas_id = cmd.out_ioas_id;
+}
+
+static void vm_open(struct vm *vm)
+{
+	vm_open_ioas(vm);
+	if (mock_device(vm->fd, vm->ioas_id, &vm->stdev_id, &vm->dev_id))
+		die("a mock device");
+	vm_open_parent(vm);
+}
+
+/* A VM behind an IOMMU of its own; false if the mock driver has no such thing */
+static bool vm_open_behind(struct vm *vm, uint32_t *iommu_id)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_IOMMU_REGISTER,
+	};
+
+	vm_open_ioas(vm);
+	if (ioctl(vm->fd, IOMMU_TEST_CMD, &cmd)) {
+		if (!is_missing())
+			die("registering an IOMMU");
+		close(vm->fd);
+		return false;
+	}
+	*iommu_id = cmd.iommu_register.out_iommu_id;
+	memset(&cmd, 0, sizeof(cmd));
+	cmd.size = sizeof(cmd);
+	cmd.op = IOMMU_TEST_OP_MOCK_DOMAIN_IOMMU;
+	cmd.id = vm->ioas_id;
+	cmd.mock_domain_iommu.iommu_id = *iommu_id;
+	if (ioctl(vm->fd, IOMMU_TEST_CMD, &cmd))
+		die("a device behind an IOMMU of its own");
+	vm->stdev_id = cmd.mock_domain_iommu.out_stdev_id;
+	vm->dev_id = cmd.mock_domain_iommu.out_idev_id;
+	vm_open_parent(vm);
+	return true;
+}
+
+/* A VM with a vIOMMU; false if the kernel has none */
+static bool vm_open_viommu(struct vm *vm)
+{
+	vm_open(vm);
+	if (!viommu_alloc(NULL, vm->fd, vm->dev_id, vm->parent_id,
+			  &vm->viommu_id))
+		return true;
+	if (!is_missing())
+		die("IOMMU_VIOMMU_ALLOC");
+	close(vm->fd);
+	return false;
+}
+
+static struct row *mark_na(int which)
+{
+	rows[which].na = true;
+	return NULL;
+}
+
+static struct row *after_warm_up(int which, unsigned int i)
+{
+	return i < WARM_UP ? NULL : &rows[which];
+}
+
+static void bench_floor(void)
+{
+	struct vm vm;
+	unsigned int i;
+	struct row *row;
+
+	vm_open(&vm);
+	for (i = 0; i != WARM_UP + SAMPLES; i++) {
+		row = after_warm_up(FLOOR, i);
+		if (!timed_ioctl(row, vm.fd, _IO(IOMMUFD_TYPE, 0xff), NULL) ||
+		    errno != ENOTTY)
+			die("an unknown ioctl");
+		sample_end(row);
+	}
+	close(vm.fd);
+}
+
+static void viommu_pair(struct vm *vm, struct row *row, struct row *row2)
+{
+	uint32_t id;
+
+	if (viommu_alloc(row, vm->fd, vm->dev_id, vm->parent_id, &id))
+		die("IOMMU_VIOMMU_ALLOC");
+	if (row != row2)
+		sample_end(row);
+	if (destroy(row2, vm->fd, id))
+		die("destroying a vIOMMU");
+	sample_end(row2);
+}
+
+static void bench_viommu(void)
+{
+	struct vm vm;
+	unsigned int i;
+
+	if (!vm_open_viommu(&vm)) {
+		mark_na(VIOMMU_ALLOC);
+		mark_na(VIOMMU_DESTROY);
+		return;
+	}
+	if (destroy(NULL, vm.fd, vm.viommu_id))
+		die("destroying a vIOMMU");
+	for (i = 0; i != WARM_UP + SAMPLES; i++)
+		viommu_pair(&vm, after_warm_up(VIOMMU_ALLOC, i),
+			    after_warm_up(VIOMMU_DESTROY, i));
+	close(vm.fd);
+}
+
+static void vdevice_pair(struct vm *vm, uint64_t virt_id, struct row *row,
+			 struct row *row2)
+{
+	uint32_t id;
+
+	if (vdevice_alloc(row, vm->fd, vm->viommu_id, vm->dev_id, virt_id, &id))
+		die("IOMMU_VDEVICE_ALLOC");
+	sample_end(row);
+	if (destroy(row2, vm->fd, id))
+		die("destroying a vDEVICE");
+	sample_end(row2);
+}
+
+static void bench_vdevice(void)
+{
+	struct vm vm;
+	unsigned int i;
+
+	if (!vm_open_viommu(&vm)) {
+		mark_na(VDEVICE_ALLOC);
+		mark_na(VDEVICE_DESTROY);
+		return;
+	}
+	for (i = 0; i != WARM_UP + SAMPLES; i++)
+		vdevice_pair(&vm, 1, after_warm_up(VDEVICE_ALLOC, i),
+			     after_warm_up(VDEVICE_DESTROY, i));
+	close(vm.fd);
+}
+
+static void nested_pair(struct vm *vm, struct row *row, struct row *row2)
+{
+	uint32_t id;
+
+	if (hwpt_alloc(row, vm->fd, vm->dev_id, vm->viommu_id, 0, &id))
+		die("IOMMU_HWPT_ALLOC on a vIOMMU");
+	sample_end(row);
+	if (destroy(row2, vm->fd, id))
+		die("destroying a nested HWPT");
+	sample_end(row2);
+}
+
+static void bench_nested(void)
+{
+	struct vm vm;
+	unsigned int i;
+
+	if (!vm_open_viommu(&vm)) {
+		mark_na(NESTED_ALLOC);
+		mark_na(NESTED_DESTROY);
+		return;
+	}
+	for (i = 0; i != WARM_UP + SAMPLES; i++)
+		nested_pair(&vm, after_warm_up(NESTED_ALLOC, i),
+			    after_warm_up(NESTED_DESTROY, i));
+	close(vm.fd);
+}
+
+static struct iommu_viommu_invalidate_selftest *make_entries(uint32_t num,
+							     uint32_t virt_id)
+{
+	struct iommu_viommu_invalidate_selftest *entries;
+	uint32_t i;
+
+	entries = take_memory(num * sizeof(*entries));
+	for (i = 0; i != num; i++) {
+		entries[i].vdev_id = virt_id;
+		entries[i].cache_id = i % MOCK_DEV_CACHE_NUM;
+	}
+	return entries;
+}
+
+static void bench_invalidate(int which)
+{
+	struct iommu_viommu_invalidate_selftest *entries;
+	uint32_t num = rows[which].per;
+	unsigned int i;
+	struct row *row;
+	struct vm vm;
+	uint32_t id;
+
+	if (!vm_open_viommu(&vm)) {
+		mark_na(which);
+		return;
+	}
+	if (vdevice_alloc(NULL, vm.fd, vm.viommu_id, vm.dev_id, 1, &id))
+		die("IOMMU_VDEVICE_ALLOC");
+	entries = make_entries(num, 1);
+	for (i = 0; i != WARM_UP + SAMPLES; i++) {
+		row = after_warm_up(which, i);
+		if (invalidate(row, vm.fd, vm.viommu_id, entries, num))
+			die("IOMMU_HWPT_INVALIDATE");
+		sample_end(row);
+	}
+	munmap(entries, num * sizeof(*entries));
+	close(vm.fd);
+}
+
+static int bench_events(struct vm *vm, struct row *report, struct row *reading,
+			int events)
+{
+	static char buf[64 * 64];
+	unsigned int i;
+	long rc;
+
+	for (i = 0; i != 64; i++) {
+		if (trigger_event(report, vm->fd, vm->dev_id))
+			die("an event");
+		sample_end(report);
+	}
+	rc = timed_call(reading, SYS_read, events, (long)buf, sizeof(buf));
+	if (rc != 64 * (sizeof(struct iommufd_vevent_header) +
+			sizeof(struct iommu_viommu_event_selftest))) {
+		errno = rc < 0 ? -rc : EIO;
+		die("reading 64 events gave %ld", rc);
+	}
+	sample_end(reading);
+	return 0;
+}
+
+static int veventq_alloc(struct vm *vm)
+{
+	struct iommu_veventq_alloc cmd = {
+		.size = sizeof(cmd),
+		.viommu_id = vm->viommu_id,
+		.type = IOMMU_VEVENTQ_TYPE_SELFTEST,
+		.veventq_depth = 64,
+	};
+
+	if (ioctl(vm->fd, IOMMU_VEVENTQ_ALLOC, &cmd))
+		return -1;
+	return cmd.out_veventq_fd;
+}
+
+static void bench_event(void)
+{
+	struct row *report, *reading;
+	struct vm vm;
+	unsigned int i;
+	int events;
+	uint32_t id;
+
+	if (!vm_open_viommu(&vm)) {
+		mark_na(EVENT_REPORT);
+		mark_na(EVENT_READ);
+		return;
+	}
+	events = veventq_alloc(&vm);
+	if (events == -1) {
+		if (!is_missing())
+			die("IOMMU_VEVENTQ_ALLOC");
+		mark_na(EVENT_REPORT);
+		mark_na(EVENT_READ);
+		close(vm.fd);
+		return;
+	}
+	if (vdevice_alloc(NULL, vm.fd, vm.viommu_id, vm.dev_id, 1, &id))
+		die("IOMMU_VDEVICE_ALLOC");
+	/* The mock driver's device knows its vIOMMU by what it is attached to */
+	if (hwpt_alloc(NULL, vm.fd, vm.dev_id, vm.viommu_id, 0, &id) ||
+	    attach(NULL, vm.fd, vm.stdev_id, id))
+		die("attaching to a nested HWPT");
+	for (i = 0; i != WARM_UP / 16 + SAMPLES; i++) {
+		report = i < WARM_UP / 16 ? NULL : &rows[EVENT_REPORT];
+		reading = report ? &rows[EVENT_READ] : NULL;
+		bench_events(&vm, report, reading, events);
+	}
+	close(events);
+	close(vm.fd);
+}
+
+static void bench_hw_queue(void)
+{
+	struct iommu_ioas_map map = {
+		.size = sizeof(map),
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE |
+			 IOMMU_IOAS_MAP_WRITEABLE,
+		.length = PAGE,
+		.iova = MOCK_APERTURE_START,
+	};
+	unsigned int i;
+	struct row *row;
+	struct vm vm;
+	uint32_t id;
+
+	if (!vm_open_viommu(&vm)) {
+		mark_na(HW_QUEUE);
+		return;
+	}
+	map.ioas_id = vm.ioas_id;
+	map.user_va = (uintptr_t)take_memory(PAGE);
+	if (ioctl(vm.fd, IOMMU_IOAS_MAP, &map))
+		die("IOMMU_IOAS_MAP");
+	for (i = 0; i != WARM_UP + SAMPLES; i++) {
+		row = after_warm_up(HW_QUEUE, i);
+		if (hw_queue_alloc(row, vm.fd, vm.viommu_id, map.iova, PAGE,
+				   &id)) {
+			if (!is_missing())
+				die("IOMMU_HW_QUEUE_ALLOC");
+			mark_na(HW_QUEUE);
+			break;
+		}
+		if (destroy(row, vm.fd, id))
+			die("destroying a hardware queue");
+		sample_end(row);
+	}
+	close(vm.fd);
+}
+
+/* The bytes of all objects in all slab caches */
+static uint64_t slab_bytes(void)
+{
+	static char buf[1 << 16];
+	unsigned long active, num, size;
+	uint64_t sum = 0;
+	size_t len = 0;
+	char *line;
+	ssize_t n;
+	int fd;
+
+	fd = open("/proc/slabinfo", O_RDONLY);
+	if (fd == -1)
+		die("/proc/slabinfo");
+	while ((n = read(fd, buf + len, sizeof(buf) - 1 - len)) > 0)
+		len += n;
+	if (n < 0 || len == sizeof(buf) - 1)
+		die("reading /proc/slabinfo");
+	buf[len] = 0;
+	close(fd);
+	for (line = strtok(buf, "\n"); line; line = strtok(NULL, "\n"))
+		if (sscanf(line, "%*s %lu %lu %lu", &active, &num, &size) == 3)
+			sum += (uint64_t)active * size;
+	return sum;
+}
+
+static void bench_many(void)
+{
+	uint64_t before;
+	unsigned int i;
+	struct row *row;
+	struct vm vm;
+	uint32_t id;
+
+	if (!vm_open_viommu(&vm)) {
+		mark_na(VIOMMU_AT_1);
+		mark_na(VIOMMU_AT_10000);
+		mark_na(VIOMMU_BYTES);
+		return;
+	}
+	for (i = 0; i != WARM_UP + SAMPLES; i++) {
+		row = after_warm_up(VIOMMU_AT_1, i);
+		viommu_pair(&vm, row, row);
+	}
+	before = slab_bytes();
+	for (i = 1; i != MANY; i++)
+		if (viommu_alloc(NULL, vm.fd, vm.dev_id, vm.parent_id, &id))
+			die("vIOMMU %u", i);
+	sample_add(&rows[VIOMMU_BYTES], slab_bytes() - before);
+	for (i = 0; i != WARM_UP + SAMPLES; i++) {
+		row = after_warm_up(VIOMMU_AT_10000, i);
+		viommu_pair(&vm, row, row);
+	}
+	close(vm.fd);
+}
+
+/* Adds devices with a vDEVICE each till there are so many; the last is the VM's */
+static void more_vdevices(struct vm *vm, uint32_t *have, uint32_t want)
+{
+	uint32_t id;
+
+	while (*have != want) {
+		if (*have && mock_device(vm->fd, vm->ioas_id, &vm->stdev_id,
+					 &vm->dev_id))
+			die("mock device %u", *have);
+		++*have;
+		if (vdevice_alloc(NULL, vm->fd, vm->viommu_id, vm->dev_id,
+				  *have, &id))
+			die("vDEVICE %u", *have);
+	}
+}
+
+static void attach_pair(struct vm *vm, const uint32_t *nested, struct row *row)
+{
+	unsigned int i;
+
+	for (i = 0; i != 2; i++) {
+		if (attach(row, vm->fd, vm->stdev_id, nested[i]))
+			die("attaching to a nested HWPT");
+		sample_end(row);
+	}
+}
+
+static void bench_attach(int which, uint32_t want)
+{
+	uint32_t have = 0, nested[2];
+	struct vm vm;
+	unsigned int i;
+
+	if (!vm_open_viommu(&vm)) {
+		mark_na(which);
+		return;
+	}
+	more_vdevices(&vm, &have, want);
+	for (i = 0; i != 2; i++)
+		if (hwpt_alloc(NULL, vm.fd, vm.dev_id, vm.viommu_id, 0,
+			       &nested[i]))
+			die("IOMMU_HWPT_ALLOC on a vIOMMU");
+	for (i = 0; i != WARM_UP + SAMPLES; i++)
+		attach_pair(&vm, nested, after_warm_up(which, i));
+	close(vm.fd);
+}
+
+/*
+ * What it costs to unregister an IOMMU that num vIOMMUs hold; 0 if the mock driver has
+ * no command for that
+ */
+static uint64_t unregister(struct row *row, unsigned int num)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_IOMMU_UNREGISTER,
+	};
+	uint64_t cost;
+	unsigned int i;
+	struct vm vm;
+	uint32_t id;
+
+	if (!vm_open_behind(&vm, &cmd.id))
+		return 0;
+	for (i = 0; i != num; i++)
+		if (viommu_alloc(NULL, vm.fd, vm.dev_id, vm.parent_id, &id))
+			die("vIOMMU %u", i);
+	if (timed_ioctl(row, vm.fd, IOMMU_TEST_CMD, &cmd))
+		die("unregistering an IOMMU");
+	close(vm.fd);
+	cost = row->current;
+	row->current = 0;
+	return cost;
+}
+
+/* Per vIOMMU: what unregister costs without any is not theirs */
+static void bench_unregister(int which)
+{
+	struct row *row = &rows[which];
+	static struct row scratch;
+	uint64_t none;
+	unsigned int i;
+
+	for (i = 0; i != 1 + 7; i++) {
+		none = unregister(&scratch, 0);
+		if (!none) {
+			mark_na(which);
+			return;
+		}
+		if (i)
+			sample_add(row, unregister(row, row->per) - none);
+	}
+}
+
+static int compare(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+static uint64_t median(struct row *row)
+{
+	if (!row->num)
+		die("no samples of %s", row->key);
+	qsort(row->samples, row->num, sizeof(row->samples[0]), compare);
+	return row->samples[row->num / 2];
+}
+
+static void print_value(uint64_t value, unsigned int per)
+{
+	if (per == 1)
+		printf("|%llu", (unsigned long long)value);
+	else
+		printf("|%.1f", (double)value / per);
+}
+
+static bool wanted(int first, int last)
+{
+	return !traced || (traced >= &rows[first] && traced <= &rows[last]);
+}
+
+static void bench_table(void)
+{
+	struct row *row;
+	uint64_t mid;
+
+	if (wanted(FLOOR, FLOOR))
+		bench_floor();
+	if (wanted(VIOMMU_ALLOC, VIOMMU_DESTROY))
+		bench_viommu();
+	if (wanted(VDEVICE_ALLOC, VDEVICE_DESTROY))
+		bench_vdevice();
+	if (wanted(NESTED_ALLOC, NESTED_DESTROY))
+		bench_nested();
+	if (wanted(INVALIDATE_1, INVALIDATE_1))
+		bench_invalidate(INVALIDATE_1);
+	if (wanted(INVALIDATE_256, INVALIDATE_256))
+		bench_invalidate(INVALIDATE_256);
+	if (wanted(INVALIDATE_4096, INVALIDATE_4096))
+		bench_invalidate(INVALIDATE_4096);
+	if (wanted(ATTACH_1, ATTACH_1))
+		bench_attach(ATTACH_1, 1);
+	if (wanted(ATTACH_1000, ATTACH_1000))
+		bench_attach(ATTACH_1000, MANY_DEVICES);
+	if (wanted(EVENT_REPORT, EVENT_READ))
+		bench_event();
+	if (wanted(HW_QUEUE, HW_QUEUE))
+		bench_hw_queue();
+	if (wanted(VIOMMU_AT_1, VIOMMU_BYTES))
+		bench_many();
+	if (wanted(UNREGISTER_100, UNREGISTER_100))
+		bench_unregister(UNREGISTER_100);
+	if (wanted(UNREGISTER_10000, UNREGISTER_10000))
+		bench_unregister(UNREGISTER_10000);
+
+	for (row = rows; row != rows + ARRAY_SIZE(rows); row++) {
+		if (traced && row != traced)
+			continue;
+		printf("%s|%s", row->key, row->title);
+		if (row->na) {
+			printf("|n/a\n");
+			continue;
+		}
+		mid = median(row);
+		print_value(row->samples[0], row->per);
+		print_value(mid, row->per);
+		printf("\n");
+	}
+}
+
+int main(int argc, char **argv)
+{
+	unsigned int i;
+
+	setvbuf(stdout, NULL, _IOFBF, 1 << 16);
+	measure_overhead();
+	check_clock();
+	if (argc == 2 && !strcmp(argv[1], "table")) {
+		bench_table();
+		return 0;
+	}
+	if (argc == 3 && !strcmp(argv[1], "trace")) {
+		for (i = 0; i != ARRAY_SIZE(rows); i++)
+			if (!strcmp(rows[i].key, argv[2]))
+				traced = &rows[i];
+		if (traced) {
+			bench_table();
+			return 0;
+		}
+	}
+	fprintf(stderr, "usage: bench table | bench trace KEY\nThe keys:");
+	for (i = 0; i != ARRAY_SIZE(rows); i++)
+		fprintf(stderr, " %s", rows[i].key);
+	fprintf(stderr, "\n");
+	return 2;
+}
