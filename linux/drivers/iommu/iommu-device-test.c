@@ -878,6 +878,10 @@ static void test_copy_array(struct kunit *test)
 							       sizeof(*copy),
 							       &array, 7));
 	KUNIT_EXPECT_MEMEQ(test, copy, data, sizeof(data));
+	KUNIT_EXPECT_PTR_EQ(test, (const void *)data,
+			    iommu_user_array_entries(&array, 7, sizeof(*data)));
+	KUNIT_EXPECT_NULL(test,
+			  iommu_user_array_entries(&array, 8, sizeof(*data)));
 
 	array.entry_len = sizeof(*data) + 1;
 	KUNIT_EXPECT_EQ(test, -EINVAL,
@@ -887,6 +891,8 @@ static void test_copy_array(struct kunit *test)
 			iommu_copy_struct_from_full_user_array(copy,
 							       sizeof(*copy),
 							       &array, 7));
+	KUNIT_EXPECT_NULL(test,
+			  iommu_user_array_entries(&array, 7, sizeof(*data)));
 	array.entry_len = sizeof(data->a) - 1;
 	KUNIT_EXPECT_EQ(test, -EINVAL,
 			iommu_copy_struct_from_user_array(&copy[0], &array, 7,
@@ -897,6 +903,8 @@ static void test_copy_array(struct kunit *test)
 			iommu_copy_struct_from_full_user_array(copy,
 							       sizeof(*copy),
 							       &array, 7));
+	KUNIT_EXPECT_NULL(test,
+			  iommu_user_array_entries(&array, 7, sizeof(*data)));
 }
 
 static struct kunit_case iommu_device_test_cases[] = {

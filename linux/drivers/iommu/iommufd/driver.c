@@ -8,6 +8,7 @@
 #include <linux/iommufd.h>
 #include <linux/mm.h>
 #include <linux/poll.h>
+#include <linux/rbtree.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/wait.h>
@@ -85,18 +86,49 @@ static struct iommufd_vevent *iommufd_vevent_alloc(struct iommufd_veventq *veven
 						   const void *event_data,
 						   size_t data_len)
 {
-	struct mem_cgroup *old_memcg = set_active_memcg(veventq->memcg);
+	struct mem_cgroup *old_memcg;
 	struct iommufd_vevent *vevent;
 
-	/* There is nothing to wait for here, and nobody to tell */
-	vevent = kmalloc(struct_size(vevent, data, data_len),
-			 GFP_NOWAIT | __GFP_ACCOUNT | __GFP_NOWARN);
-	set_active_memcg(old_memcg);
-	if (!vevent)
-		return NULL;
+	lockdep_assert_held(&veventq->lock);
+
+	vevent = list_first_entry_or_null(&veventq->spare,
+					  struct iommufd_vevent, node);
+	if (vevent && data_len <= vevent->room) {
+		list_del(&vevent->node);
+		veventq->num_spare--;
+	} else {
+		/* There is nothing to wait for here, and nobody to tell */
+		old_memcg = set_active_memcg(veventq->memcg);
+		vevent = kmalloc(struct_size(vevent, data, data_len),
+				 GFP_NOWAIT | __GFP_ACCOUNT | __GFP_NOWARN);
+		set_active_memcg(old_memcg);
+		if (!vevent)
+			return NULL;
+		vevent->room = data_len;
+	}
 	vevent->data_len = data_len;
 	memcpy(vevent->data, event_data, data_len);
 	return vevent;
+}
+
+static int iommufd_veventq_cmp_type(const void *type,
+				    const struct rb_node *node)
+{
+	const u32 other = rb_entry(node, struct iommufd_veventq, node)->type;
+	const u32 this = *(const u32 *)type;
+
+	return this < other ? -1 : this > other;
+}
+
+static struct iommufd_veventq *
+iommufd_viommu_find_veventq(struct iommufd_viommu *viommu, u32 type)
+{
+	struct rb_node *node;
+
+	lockdep_assert_held(&viommu->veventqs_lock);
+
+	node = rb_find(&type, &viommu->veventqs, iommufd_veventq_cmp_type);
+	return rb_entry_safe(node, struct iommufd_veventq, node);
 }
 
 /**
@@ -126,14 +158,15 @@ int iommufd_viommu_report_event(struct iommufd_viommu *viommu,
 	struct iommufd_vevent *vevent = NULL;
 	struct iommufd_veventq *veventq;
 	unsigned long flags;
+	bool wake;
 	int rc = 0;
 
 	if (WARN_ON_ONCE(!data_len || !event_data))
 		return -EINVAL;
 
 	/* What is found under the lock is there until it is dropped */
-	xa_lock_irqsave(&viommu->veventqs, flags);
-	veventq = xa_load(&viommu->veventqs, type);
+	spin_lock_irqsave(&viommu->veventqs_lock, flags);
+	veventq = iommufd_viommu_find_veventq(viommu, type);
 	if (!veventq) {
 		rc = -EOPNOTSUPP;
 		goto out_unlock;
@@ -153,12 +186,15 @@ int iommufd_viommu_report_event(struct iommufd_viommu *viommu,
 	}
 	veventq->lost = !vevent;
 	veventq->sequence = (veventq->sequence + 1) & INT_MAX;
+	/* Who begins to wait takes the lock after that, and looks */
+	wake = waitqueue_active(&veventq->wait_queue);
 	spin_unlock(&veventq->lock);
 
-	wake_up_interruptible_poll(&veventq->wait_queue,
-				   EPOLLIN | EPOLLRDNORM);
+	if (wake)
+		wake_up_interruptible_poll(&veventq->wait_queue,
+					   EPOLLIN | EPOLLRDNORM);
 out_unlock:
-	xa_unlock_irqrestore(&viommu->veventqs, flags);
+	spin_unlock_irqrestore(&viommu->veventqs_lock, flags);
 	return rc;
 }
 EXPORT_SYMBOL_NS_GPL(iommufd_viommu_report_event, IOMMUFD);

@@ -10,6 +10,7 @@
 #include <linux/memcontrol.h>
 #include <linux/module.h>
 #include <linux/poll.h>
+#include <linux/rbtree.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
@@ -21,12 +22,45 @@
 /* Far above what a VMM needs for any queue of a physical IOMMU */
 #define IOMMU_VEVENTQ_DEPTH_MAX BIT(19)
 
+/* Their memory is kept, so that a queue that is read soon costs no allocations */
+#define IOMMU_VEVENTQ_SPARE_MAX 64
+
+static int iommufd_veventq_cmp(struct rb_node *a, const struct rb_node *b)
+{
+	const u32 other = rb_entry(b, struct iommufd_veventq, node)->type;
+	const u32 this = rb_entry(a, struct iommufd_veventq, node)->type;
+
+	return this < other ? -1 : this > other;
+}
+
+/* From here on it gets events, unless this fails: a vIOMMU has one of a type */
+static bool iommufd_veventq_publish(struct iommufd_veventq *veventq)
+{
+	struct iommufd_viommu *viommu = veventq->viommu;
+	struct rb_node *other;
+
+	spin_lock_irq(&viommu->veventqs_lock);
+	other = rb_find_add(&veventq->node, &viommu->veventqs,
+			    iommufd_veventq_cmp);
+	spin_unlock_irq(&viommu->veventqs_lock);
+	return !other;
+}
+
+static void iommufd_veventq_unpublish(struct iommufd_veventq *veventq)
+{
+	struct iommufd_viommu *viommu = veventq->viommu;
+
+	spin_lock_irq(&viommu->veventqs_lock);
+	rb_erase(&veventq->node, &viommu->veventqs);
+	spin_unlock_irq(&viommu->veventqs_lock);
+}
+
 /* Stop the events. Those that are in the queue stay. */
 static void iommufd_veventq_release(struct iommufd_veventq *veventq)
 {
 	struct iommufd_viommu *viommu = veventq->viommu;
 
-	xa_erase_irq(&viommu->veventqs, veventq->type);
+	iommufd_veventq_unpublish(veventq);
 	refcount_dec(&viommu->obj.users);
 
 	spin_lock_irq(&veventq->lock);
@@ -58,6 +92,7 @@ static void iommufd_veventq_free_events(struct iommufd_veventq *veventq)
 {
 	struct iommufd_vevent *cur, *next;
 
+	list_splice(&veventq->spare, &veventq->deliver);
 	list_for_each_entry_safe(cur, next, &veventq->deliver, node)
 		kfree(cur);
 }
@@ -78,15 +113,24 @@ void iommufd_veventq_destroy(struct iommufd_object *obj)
 /*
  * The first event, or ERR_PTR(-EINVAL) if it does not fit into @count bytes. NULL if
  * there is none, or ERR_PTR(-ENODEV) if there will be none. That events were lost is
- * one without data, which is made in @lost.
+ * one without data, which is made in @lost. The one before, *@read, is done with.
  */
 static struct iommufd_vevent *
 iommufd_veventq_fetch(struct iommufd_veventq *veventq, size_t count,
-		      struct iommufd_vevent *lost)
+		      struct iommufd_vevent *lost, struct iommufd_vevent **read)
 {
 	struct iommufd_vevent *cur = NULL;
 
 	spin_lock_irq(&veventq->lock);
+	if (*read) {
+		if (veventq->num_spare < IOMMU_VEVENTQ_SPARE_MAX) {
+			list_add(&(*read)->node, &veventq->spare);
+			veventq->num_spare++;
+		} else {
+			kfree(*read);
+		}
+		*read = NULL;
+	}
 	if (!list_empty(&veventq->deliver)) {
 		cur = list_first_entry(&veventq->deliver, struct iommufd_vevent,
 				       node);
@@ -147,34 +191,35 @@ static ssize_t iommufd_veventq_fops_read(struct file *filep, char __user *buf,
 					 size_t count, loff_t *ppos)
 {
 	struct iommufd_veventq *veventq = filep->private_data;
-	struct iommufd_vevent lost, *cur;
+	struct iommufd_vevent lost, *cur, *read = NULL;
 	size_t done = 0;
+	size_t len;
 	int rc = 0;
 
 	if (*ppos)
 		return -ESPIPE;
 
-	while ((cur = iommufd_veventq_fetch(veventq, count - done, &lost))) {
+	while ((cur = iommufd_veventq_fetch(veventq, count - done, &lost,
+					    &read))) {
 		if (IS_ERR(cur)) {
 			rc = PTR_ERR(cur);
 			break;
 		}
-		if (copy_to_user(buf + done, &cur->header,
-				 sizeof(cur->header)) ||
-		    copy_to_user(buf + done + sizeof(cur->header), cur->data,
-				 cur->data_len)) {
+		len = sizeof(cur->header) + cur->data_len;
+		if (copy_to_user(buf + done, &cur->header, len)) {
 			iommufd_veventq_restore(veventq, cur, &lost);
 			rc = -EFAULT;
 			break;
 		}
-		done += sizeof(cur->header) + cur->data_len;
+		done += len;
 		if (cur != &lost)
-			kfree(cur);
+			read = cur;
 
 		if (signal_pending(current))
 			break;
 		cond_resched();
 	}
+	kfree(read);
 	return done ?: rc;
 }
 
@@ -228,26 +273,23 @@ iommufd_veventq_alloc(struct iommufd_viommu *viommu, u32 type, u32 depth)
 	veventq->type = type;
 	veventq->depth = depth;
 	INIT_LIST_HEAD(&veventq->deliver);
+	INIT_LIST_HEAD(&veventq->spare);
 	spin_lock_init(&veventq->lock);
 	init_waitqueue_head(&veventq->wait_queue);
 	veventq->memcg = get_mem_cgroup_from_mm(current->mm);
 
-	/* From here on it gets events */
-	rc = xa_insert_irq(&viommu->veventqs, type, veventq,
-			   GFP_KERNEL_ACCOUNT);
-	if (rc) {
-		if (rc == -EBUSY)
-			rc = -EEXIST;
+	if (!iommufd_veventq_publish(veventq)) {
+		rc = -EEXIST;
 		goto out_abort;
 	}
 	refcount_inc(&viommu->obj.users);
 
-	/* and can be revoked */
+	/* From here on it can be revoked */
 	rc = iommu_device_stack_holder(&viommu->holder, &veventq->holder,
 				       &iommufd_veventq_holder_ops);
 	if (rc) {
 		refcount_dec(&viommu->obj.users);
-		xa_erase_irq(&viommu->veventqs, type);
+		iommufd_veventq_unpublish(veventq);
 		iommufd_veventq_free_events(veventq);
 		goto out_abort;
 	}

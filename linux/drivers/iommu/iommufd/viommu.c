@@ -70,11 +70,9 @@ void iommufd_viommu_destroy(struct iommufd_object *obj)
 	if (iommu_device_claim_holder(&viommu->holder))
 		iommufd_viommu_release(viommu);
 	/* There can be nodes of a reservation that failed */
-	xa_destroy(&viommu->vdevs);
-	xa_destroy(&viommu->veventqs);
+	if (!xa_empty(&viommu->vdevs))
+		xa_destroy(&viommu->vdevs);
 }
-
-static struct lock_class_key iommufd_veventqs_lock_key;
 
 /* The reference on iommu_dev moves into the vIOMMU, unless this fails */
 static struct iommufd_viommu *
@@ -110,10 +108,8 @@ iommufd_viommu_alloc(struct iommufd_ctx *ictx, struct iommu_device *iommu_dev,
 	viommu->type = type;
 	xa_init_flags(&viommu->vdevs, XA_FLAGS_ACCOUNT);
 	spin_lock_init(&viommu->virt_id_lock);
-	/* Events are reported from hard interrupts, too, unlike what is above */
-	xa_init_flags(&viommu->veventqs, XA_FLAGS_LOCK_IRQ | XA_FLAGS_ACCOUNT);
-	lockdep_set_class(&viommu->veventqs.xa_lock,
-			  &iommufd_veventqs_lock_key);
+	spin_lock_init(&viommu->veventqs_lock);
+	viommu->veventqs = RB_ROOT;
 
 	rc = ops->viommu_init(viommu, hwpt_paging->common.domain, user_data);
 	if (!rc && WARN_ON_ONCE(!viommu->ops))
@@ -159,6 +155,7 @@ int iommufd_viommu_alloc_ioctl(struct iommufd_ucmd *ucmd)
 		.uptr = u64_to_user_ptr(cmd->data_uptr),
 		.len = cmd->data_len,
 	};
+	u8 small[IOMMUFD_USER_DATA_SMALL] __uninitialized;
 	struct iommufd_hwpt_paging *hwpt_paging;
 	struct iommu_device *iommu_dev;
 	const struct iommu_ops *ops;
@@ -171,7 +168,7 @@ int iommufd_viommu_alloc_ioctl(struct iommufd_ucmd *ucmd)
 	    cmd->type == IOMMU_VIOMMU_TYPE_DEFAULT)
 		return -EOPNOTSUPP;
 
-	rc = iommufd_user_data_read(&user_data);
+	rc = iommufd_user_data_read(&user_data, small);
 	if (rc)
 		return rc;
 
@@ -228,7 +225,7 @@ int iommufd_viommu_alloc_ioctl(struct iommufd_ucmd *ucmd)
 out_put_iommu:
 	iommu_device_put(iommu_dev);
 out_free_data:
-	kfree(user_data.buffer);
+	iommufd_user_data_free(&user_data, small);
 	return rc;
 }
 
@@ -308,7 +305,8 @@ static void iommufd_vdevice_release(struct iommufd_vdevice *vdev)
 	/* Pairs with iommufd_vdevice_wait_released() */
 	smp_store_release(&vdev->released, true);
 	xa_unlock(&ictx->objects);
-	wake_up_all(&ictx->destroy_wait);
+	if (wq_has_sleeper(&ictx->destroy_wait))
+		wake_up_all(&ictx->destroy_wait);
 }
 
 static void iommufd_vdevice_wait_released(struct iommufd_vdevice *vdev)
@@ -411,8 +409,7 @@ static void iommufd_vdevice_finalize(struct iommufd_vdevice *vdev)
 	xa_lock(&ictx->objects);
 	removed = vdev->removed;
 	if (!removed)
-		__xa_store(&ictx->objects, vdev->obj.id, &vdev->obj,
-			   GFP_NOWAIT);
+		__iommufd_object_finalize(ictx, &vdev->obj);
 	xa_unlock(&ictx->objects);
 
 	if (removed) {
