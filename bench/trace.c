@@ -286,6 +286,8 @@ int main(int argc, char **argv)
 			die("no QEMU at %s", argv[1]);
 		usleep(100000);
 	}
+	/* Who asks for this is told single registers */
+	ask(buf, sizeof(buf), "qXfer:features:read:target.xml:0,80");
 	for (i = 2; i != 5; i++) {
 		ask(buf, sizeof(buf), "Z1,%s,1", argv[i]);
 		if (strcmp(buf, "OK"))
@@ -303,6 +305,8 @@ int main(int argc, char **argv)
 			node->self++;
 			node->sym->self++;
 		}
+		/* Off that breakpoint */
+		resume(true);
 	}
 	ask(NULL, 0, "D");
 
@@ -312,7 +316,7 @@ int main(int argc, char **argv)
 	sum = total(&root);
 	printf("\n%9s %7s %7s  function\n", "itself", "of all", "calls");
 	qsort(symbols, num_symbols, sizeof(*symbols), compare_self);
-	for (i = 0; symbols[i].self; i++)
+	for (i = 0; (size_t)i != num_symbols && symbols[i].self; i++)
 		printf("%9" PRIu64 " %6.1f%% %7" PRIu64 "  %s\n", symbols[i].self,
 		       100.0 * symbols[i].self / sum, symbols[i].calls, symbols[i].name);
 	printf("%9" PRIu64 "\n", sum);
