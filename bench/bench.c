@@ -484,10 +484,9 @@ static bool vm_open_viommu(struct vm *vm)
 	return false;
 }
 
-static struct row *mark_na(int which)
+static void mark_na(int which)
 {
 	rows[which].na = true;
-	return NULL;
 }
 
 static struct row *after_warm_up(int which, unsigned int i)
@@ -642,8 +641,8 @@ static void bench_invalidate(int which)
 	close(vm.fd);
 }
 
-static int bench_events(struct vm *vm, struct row *report, struct row *reading,
-			int events)
+static void bench_events(struct vm *vm, struct row *report,
+			 struct row *reading, int events)
 {
 	static char buf[64 * 64];
 	unsigned int i;
@@ -661,7 +660,6 @@ static int bench_events(struct vm *vm, struct row *report, struct row *reading,
 		die("reading 64 events gave %ld", rc);
 	}
 	sample_end(reading);
-	return 0;
 }
 
 static int veventq_alloc(struct vm *vm)
@@ -891,7 +889,13 @@ static void bench_unregister(int which)
 	static struct row scratch;
 	uint64_t none;
 	unsigned int i;
+	struct vm vm;
 
+	if (!vm_open_viommu(&vm)) {
+		mark_na(which);
+		return;
+	}
+	close(vm.fd);
 	for (i = 0; i != 1 + 7; i++) {
 		none = unregister(&scratch, 0);
 		if (!none) {
