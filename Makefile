@@ -13,7 +13,7 @@ ARCH ?= x86_64
 MAKEFLAGS += --no-print-directory
 
 .PHONY: help demo check check-arm64 check-base-faults check-series tree export kernel apply packages \
-	evidence coverage kcsan leaks faults model mutants fuzz endurance
+	bench bench-parallel evidence coverage kcsan leaks faults model mutants fuzz endurance
 
 help:		## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 28
@@ -32,6 +32,12 @@ check-base-faults:	## show that the base has the faults that parts 2 and 3 mend
 
 check-series:	## check the series patch by patch (make check does it as one change)
 	@scripts/check-series
+
+bench:		## what each call costs, in instructions (PEER=dir, TRACE=row, PLOT=1)
+	@scripts/bench
+
+bench-parallel:	## what two threads get done in the time of one
+	@scripts/bench parallel
 
 evidence:	## all of the following, and their planted faults; takes a day
 	@scripts/evidence

@@ -484,10 +484,9 @@ static bool vm_open_viommu(struct vm *vm)
 	return false;
 }
 
-static struct row *mark_na(int which)
+static void mark_na(int which)
 {
 	rows[which].na = true;
-	return NULL;
 }
 
 static struct row *after_warm_up(int which, unsigned int i)
@@ -550,7 +549,8 @@ static void vdevice_pair(struct vm *vm, uint64_t virt_id, struct row *row,
 
 	if (vdevice_alloc(row, vm->fd, vm->viommu_id, vm->dev_id, virt_id, &id))
 		die("IOMMU_VDEVICE_ALLOC");
-	sample_end(row);
+	if (row != row2)
+		sample_end(row);
 	if (destroy(row2, vm->fd, id))
 		die("destroying a vDEVICE");
 	sample_end(row2);
@@ -578,7 +578,8 @@ static void nested_pair(struct vm *vm, struct row *row, struct row *row2)
 
 	if (hwpt_alloc(row, vm->fd, vm->dev_id, vm->viommu_id, 0, &id))
 		die("IOMMU_HWPT_ALLOC on a vIOMMU");
-	sample_end(row);
+	if (row != row2)
+		sample_end(row);
 	if (destroy(row2, vm->fd, id))
 		die("destroying a nested HWPT");
 	sample_end(row2);
@@ -640,8 +641,8 @@ static void bench_invalidate(int which)
 	close(vm.fd);
 }
 
-static int bench_events(struct vm *vm, struct row *report, struct row *reading,
-			int events)
+static void bench_events(struct vm *vm, struct row *report,
+			 struct row *reading, int events)
 {
 	static char buf[64 * 64];
 	unsigned int i;
@@ -659,7 +660,6 @@ static int bench_events(struct vm *vm, struct row *report, struct row *reading,
 		die("reading 64 events gave %ld", rc);
 	}
 	sample_end(reading);
-	return 0;
 }
 
 static int veventq_alloc(struct vm *vm)
@@ -889,7 +889,13 @@ static void bench_unregister(int which)
 	static struct row scratch;
 	uint64_t none;
 	unsigned int i;
+	struct vm vm;
 
+	if (!vm_open_viommu(&vm)) {
+		mark_na(which);
+		return;
+	}
+	close(vm.fd);
 	for (i = 0; i != 1 + 7; i++) {
 		none = unregister(&scratch, 0);
 		if (!none) {
@@ -978,15 +984,276 @@ static void bench_table(void)
 	}
 }
 
+/* Growth: what calls cost beside so many objects of the kind that grows */
+
+static struct row curve;
+
+static void plot(const char *name, unsigned int num)
+{
+	printf("%s|%u|%llu\n", name, num, (unsigned long long)median(&curve));
+	curve.num = 0;
+}
+
+static struct row *curve_after(unsigned int i)
+{
+	return i < WARM_UP ? NULL : &curve;
+}
+
+static void plot_viommu(const uint32_t *steps, unsigned int num_steps)
+{
+	uint32_t have = 1, id;
+	unsigned int i, s;
+	struct vm vm;
+
+	if (!vm_open_viommu(&vm))
+		return;
+	for (s = 0; s != num_steps; s++) {
+		for (; have != steps[s]; have++)
+			if (viommu_alloc(NULL, vm.fd, vm.dev_id, vm.parent_id,
+					 &id))
+				die("vIOMMU %u", have);
+		for (i = 0; i != 2 * WARM_UP; i++)
+			viommu_pair(&vm, curve_after(i), curve_after(i));
+		plot("vIOMMU allocate + destroy", have);
+	}
+	close(vm.fd);
+}
+
+static void plot_nested(const uint32_t *steps, unsigned int num_steps)
+{
+	uint32_t have = 0, id;
+	unsigned int i, s;
+	struct vm vm;
+
+	if (!vm_open_viommu(&vm))
+		return;
+	for (s = 0; s != num_steps; s++) {
+		for (; have != steps[s]; have++)
+			if (hwpt_alloc(NULL, vm.fd, vm.dev_id, vm.viommu_id, 0,
+				       &id))
+				die("nested HWPT %u", have);
+		for (i = 0; i != 2 * WARM_UP; i++)
+			nested_pair(&vm, curve_after(i), curve_after(i));
+		plot("nested HWPT allocate + destroy", have);
+	}
+	close(vm.fd);
+}
+
+static void plot_vdevice(const uint32_t *steps, unsigned int num_steps)
+{
+	struct iommu_viommu_invalidate_selftest *entry;
+	uint32_t have = 0, nested[2];
+	struct vm vm, other;
+	unsigned int i, s;
+	int events;
+
+	if (!vm_open_viommu(&vm))
+		return;
+	/* The one whose vDEVICE comes and goes */
+	other = vm;
+	if (mock_device(vm.fd, vm.ioas_id, &other.stdev_id, &other.dev_id))
+		die("a mock device");
+	events = veventq_alloc(&vm);
+	if (events == -1)
+		die("IOMMU_VEVENTQ_ALLOC");
+	for (i = 0; i != 2; i++)
+		if (hwpt_alloc(NULL, vm.fd, vm.dev_id, vm.viommu_id, 0,
+			       &nested[i]))
+			die("IOMMU_HWPT_ALLOC on a vIOMMU");
+	entry = make_entries(1, 0);
+	for (s = 0; s != num_steps; s++) {
+		more_vdevices(&vm, &have, steps[s]);
+		for (i = 0; i != 2 * WARM_UP; i++)
+			vdevice_pair(&other, have + 1, curve_after(i),
+				     curve_after(i));
+		plot("vDEVICE allocate + destroy", have);
+		entry->vdev_id = have;
+		for (i = 0; i != 2 * WARM_UP; i++) {
+			if (invalidate(curve_after(i), vm.fd, vm.viommu_id,
+				       entry, 1))
+				die("IOMMU_HWPT_INVALIDATE");
+			sample_end(curve_after(i));
+		}
+		plot("invalidate, 1 entry", have);
+		for (i = 0; i != 2 * WARM_UP; i++)
+			attach_pair(&vm, nested, curve_after(i));
+		plot("attach to nested HWPT", have);
+		for (i = 0; i != WARM_UP / 16; i++)
+			bench_events(&vm, i ? &curve : NULL, NULL, events);
+		plot("event report", have);
+	}
+	close(events);
+	close(vm.fd);
+}
+
+static void bench_plot(void)
+{
+	static const uint32_t steps[] = { 1,   3,    10,   30,	 100,
+					  300, 1000, 3000, 10000 };
+
+	plot_viommu(steps, ARRAY_SIZE(steps));
+	plot_nested(steps, ARRAY_SIZE(steps));
+	plot_vdevice(steps, ARRAY_SIZE(steps));
+}
+
+/*
+ * Two threads against one. Slices of each in turn, so that what else the host does
+ * hits both; the median of the ratios.
+ */
+
+#define SLICES 9
+#define SLICE_US 300000
+
+struct worker {
+	pthread_t thread;
+	struct vm vm;
+	bool nested;
+	/* Calls in this slice */
+	uint64_t done;
+};
+
+static struct iommu_viommu_invalidate_selftest *parallel_entry;
+static bool stop;
+
+static void *work(void *arg)
+{
+	struct worker *w = arg;
+	uint64_t done = 0;
+
+	while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
+		if (w->nested)
+			nested_pair(&w->vm, NULL, NULL);
+		else if (invalidate(NULL, w->vm.fd, w->vm.viommu_id,
+				    parallel_entry, 1))
+			die("IOMMU_HWPT_INVALIDATE");
+		done++;
+	}
+	w->done = done;
+	return NULL;
+}
+
+/* Calls in a second of so many threads */
+static double slice(struct worker *workers, int num)
+{
+	struct timespec from, to;
+	uint64_t done = 0;
+	cpu_set_t cpus;
+	int i;
+
+	stop = false;
+	clock_gettime(CLOCK_MONOTONIC, &from);
+	for (i = 0; i != num; i++) {
+		if (pthread_create(&workers[i].thread, NULL, work, &workers[i]))
+			die("a thread");
+		CPU_ZERO(&cpus);
+		CPU_SET(i, &cpus);
+		if (pthread_setaffinity_np(workers[i].thread, sizeof(cpus),
+					   &cpus))
+			die("binding a thread to CPU %d", i);
+	}
+	usleep(SLICE_US);
+	__atomic_store_n(&stop, true, __ATOMIC_RELAXED);
+	for (i = 0; i != num; i++) {
+		pthread_join(workers[i].thread, NULL);
+		done += workers[i].done;
+	}
+	clock_gettime(CLOCK_MONOTONIC, &to);
+	return done / (to.tv_sec - from.tv_sec +
+		       (to.tv_nsec - from.tv_nsec) / 1e9);
+}
+
+static int compare_double(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+static void parallel(const char *title, struct worker *workers)
+{
+	double one[SLICES], two[SLICES], ratio[SLICES];
+	int i;
+
+	for (i = -1; i != SLICES; i++) {
+		int k = i < 0 ? 0 : i;
+
+		one[k] = slice(workers, 1);
+		two[k] = slice(workers, 2);
+		ratio[k] = two[k] / one[k];
+	}
+	qsort(one, SLICES, sizeof(double), compare_double);
+	qsort(two, SLICES, sizeof(double), compare_double);
+	qsort(ratio, SLICES, sizeof(double), compare_double);
+	printf("%s|%.0f|%.0f|%.2f|%.2f|%.2f\n", title, one[SLICES / 2],
+	       two[SLICES / 2], ratio[SLICES / 2], ratio[0], ratio[SLICES - 1]);
+	fflush(stdout);
+}
+
+static void bench_parallel(void)
+{
+	struct worker workers[2] = {};
+	struct vm first, second;
+	uint32_t id;
+	int i;
+
+	parallel_entry = make_entries(1, 1);
+	if (!vm_open_viommu(&first) || !vm_open_viommu(&second)) {
+		errno = EOPNOTSUPP;
+		die("IOMMU_VIOMMU_ALLOC");
+	}
+	if (vdevice_alloc(NULL, first.fd, first.viommu_id, first.dev_id, 1,
+			  &id) ||
+	    vdevice_alloc(NULL, second.fd, second.viommu_id, second.dev_id, 1,
+			  &id))
+		die("IOMMU_VDEVICE_ALLOC");
+	for (i = 0; i != 2; i++) {
+		workers[0].nested = i;
+		workers[1].nested = i;
+		workers[0].vm = first;
+		workers[1].vm = first;
+		parallel(i ? "nested HWPT allocate + destroy|same vIOMMU" :
+			     "invalidate, 1 entry|same vIOMMU",
+			 workers);
+		if (!i) {
+			/* Its device's vDEVICE must be on it */
+			if (mock_device(first.fd, first.ioas_id,
+					&workers[1].vm.stdev_id,
+					&workers[1].vm.dev_id))
+				die("a mock device");
+		}
+		if (viommu_alloc(NULL, first.fd, workers[1].vm.dev_id,
+				 first.parent_id, &workers[1].vm.viommu_id))
+			die("IOMMU_VIOMMU_ALLOC");
+		if (!i && vdevice_alloc(NULL, first.fd, workers[1].vm.viommu_id,
+					workers[1].vm.dev_id, 1, &id))
+			die("IOMMU_VDEVICE_ALLOC");
+		parallel(i ? "nested HWPT allocate + destroy|two vIOMMUs of one file" :
+			     "invalidate, 1 entry|two vIOMMUs of one file",
+			 workers);
+		workers[1].vm = second;
+		parallel(i ? "nested HWPT allocate + destroy|two files" :
+			     "invalidate, 1 entry|two files",
+			 workers);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	unsigned int i;
 
 	setvbuf(stdout, NULL, _IOFBF, 1 << 16);
 	measure_overhead();
+	if (argc == 2 && !strcmp(argv[1], "parallel")) {
+		bench_parallel();
+		return 0;
+	}
 	check_clock();
 	if (argc == 2 && !strcmp(argv[1], "table")) {
 		bench_table();
+		return 0;
+	}
+	if (argc == 2 && !strcmp(argv[1], "plot")) {
+		bench_plot();
 		return 0;
 	}
 	if (argc == 3 && !strcmp(argv[1], "trace")) {
@@ -998,7 +1265,7 @@ int main(int argc, char **argv)
 			return 0;
 		}
 	}
-	fprintf(stderr, "usage: bench table | bench trace KEY\nThe keys:");
+	fprintf(stderr, "usage: bench table | plot | parallel | trace KEY\nThe keys:");
 	for (i = 0; i != ARRAY_SIZE(rows); i++)
 		fprintf(stderr, " %s", rows[i].key);
 	fprintf(stderr, "\n");
