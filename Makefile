@@ -12,7 +12,7 @@ VARIANT ?= plain
 ARCH ?= x86_64
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help demo check check-arm64 check-base-faults check-series tree export kernel apply packages \
+.PHONY: help demo demo-vmm check check-arm64 check-base-faults check-series tree export kernel apply packages \
 	evidence coverage kcsan leaks faults model mutants fuzz endurance
 
 help:		## this list
@@ -20,6 +20,9 @@ help:		## this list
 
 demo:		## show what the series does, in virtual machines
 	@demo/run
+
+demo-vmm:	## show QEMU 11 run a VM on the series, on an emulated arm64 machine
+	@demo/vmm
 
 check:		## run all checks
 	@scripts/check
