@@ -12,14 +12,17 @@ VARIANT ?= plain
 ARCH ?= x86_64
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help demo check check-arm64 check-base-faults check-series tree export kernel apply packages \
-	bench bench-parallel evidence coverage kcsan leaks faults model mutants fuzz endurance
+.PHONY: help demo demo-vmm check check-arm64 check-base-faults check-series tree export kernel apply \
+	packages bench bench-parallel evidence coverage kcsan leaks faults model mutants fuzz endurance
 
 help:		## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 28
 
 demo:		## show what the series does, in virtual machines
 	@demo/run
+
+demo-vmm:	## show QEMU 11 run a VM on the series, on an emulated arm64 machine
+	@demo/vmm
 
 check:		## run all checks
 	@scripts/check
