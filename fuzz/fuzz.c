@@ -430,6 +430,8 @@ static const struct op ops[] = {
 		FD, T_REF(trigger_vevent.dev_id, K(DEVICE)) } },
 	{ TEST("vevent_irq", 20, IOMMU_TEST_OP_TRIGGER_VEVENT_IRQ), .fields = {
 		FD, T_REF(trigger_vevent.dev_id, K(DEVICE)) } },
+	{ TEST("vevent_long", 20, IOMMU_TEST_OP_TRIGGER_VEVENT_LONG), .fields = {
+		FD, T_REF(trigger_vevent.dev_id, K(DEVICE)) } },
 	{ TEST("iommu_register", 8, IOMMU_TEST_OP_IOMMU_REGISTER), .fields = {
 		FD, T_FLAGS(iommu_register.flags, 0, MOCK_IOMMU_ONE_GROUP,
 			    MOCK_IOMMU_SAME_ADDRESS, MOCK_IOMMU_SYSFS_FIRST,

@@ -507,9 +507,12 @@ inline iommu_device_put_holder(o)
 		if
 		:: claimed[o] ->
 			claimed[o] = 0;
+			if
 #ifndef BROKEN_PUT_HOLDER_DOES_NOT_WAKE
-			wake_up_all(DEVICE_WAIT)
+			:: !registered[i] -> wake_up_all(DEVICE_WAIT)
 #endif
+			:: else
+			fi
 		:: else
 		fi;
 		__iommu_device_put(i);
@@ -1364,7 +1367,7 @@ alloc:
 alloc_viommu:
 	/*
 	 * = iommufd_viommu_alloc_ioctl() drivers/iommu/iommufd/viommu.c
-	 * = iommufd_user_data_read() drivers/iommu/iommufd/main.c
+	 * = __iommufd_user_data_read() drivers/iommu/iommufd/main.c
 	 * Reading is not in here: nothing is held, so it is a part of being idle.
 	 */
 	d = device(o);

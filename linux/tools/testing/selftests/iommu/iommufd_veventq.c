@@ -611,6 +611,48 @@ TEST_F(iommufd_veventq, read_sizes)
 	EXPECT_EMPTY();
 }
 
+/* Those of one length do not get the memory, nor the bytes, of another one's */
+TEST_F(iommufd_veventq, lengths)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_TRIGGER_VEVENT_LONG,
+		.trigger_vevent = { .dev_id = self->guest.vm.device_id },
+	};
+	struct iommufd_vevent_header header;
+	const unsigned int len[] = { 1, MOCK_EVENT_WORDS, 1, MOCK_EVENT_WORDS };
+	uint32_t words[MOCK_EVENT_WORDS];
+	char buf[256], *at;
+	unsigned int i, n;
+	ssize_t size;
+
+	queue_alloc(ARRAY_SIZE(len));
+	for (n = 0; n != 5; n++) {
+		for (i = 0; i != ARRAY_SIZE(len); i++) {
+			if (len[(n + i) % ARRAY_SIZE(len)] == 1) {
+				trigger();
+				continue;
+			}
+			ASSERT_EQ(0, ioctl(self->guest.vm.fd, IOMMU_TEST_CMD,
+					   &cmd));
+		}
+		size = read(self->guest.queue, buf, sizeof(buf));
+		for (i = 0, at = buf; i != ARRAY_SIZE(len); i++) {
+			unsigned int num = len[(n + i) % ARRAY_SIZE(len)];
+
+			memcpy(&header, at, sizeof(header));
+			at += sizeof(header);
+			EXPECT_EQ(ARRAY_SIZE(len) * n + i, header.sequence);
+			memcpy(words, at, num * sizeof(words[0]));
+			at += num * sizeof(words[0]);
+			while (num--)
+				EXPECT_EQ(VIRT_ID + num, words[num]);
+		}
+		EXPECT_EQ(at - buf, size);
+	}
+	EXPECT_EMPTY();
+}
+
 TEST_F(iommufd_veventq, read_several)
 {
 	struct vevent events[8];
@@ -2225,7 +2267,7 @@ FIXTURE_TEARDOWN(iommufd_veventq_memcg)
 #define MANY 20000
 #define MANY_IRQ(i) (!((i) % 16))
 
-/* Who has allocated the queue pays for the events, as long as they are there */
+/* Who has allocated the queue pays for the events, few of which stay when read */
 TEST_F_TIMEOUT(iommufd_veventq_memcg, charged, 120)
 {
 	struct guest *guest = &self->veventq.guest;

@@ -239,6 +239,12 @@ TEST_F(iommufd_viommu, alloc_data)
 		}
 	}
 	EXPECT_ERRNO(EINVAL, try_data(&arg, UINT32_MAX, NULL));
+	/* More than is copied to the stack, and than any driver knows */
+	for (len = 62; len <= 66; len++)
+		EXPECT_ERRNO(EINVAL, try_data(buffer, len, NULL));
+	EXPECT_ERRNO(EINVAL, try_data(buffer, PAGE_SIZE, NULL));
+	EXPECT_ERRNO(EINVAL, try_data(buffer, PAGE_SIZE + 1, NULL));
+	EXPECT_ERRNO(EFAULT, try_data(NULL, PAGE_SIZE, NULL));
 
 	/* Neither a read nor a write that fails leaves anything behind */
 	EXPECT_ERRNO(EFAULT, try_data(NULL, sizeof(arg.data), NULL));
@@ -1556,20 +1562,28 @@ TEST_F_TIMEOUT(iommufd_invalidate, maximum, 300)
 TEST_F(iommufd_invalidate, readonly_argument)
 {
 	struct iommu_hwpt_invalidate *cmd = buffer;
+	/* On the kernel's stack, and not */
+	const unsigned int nums[] = { 1, 300 };
+	unsigned int i;
 
-	fill(self->inv, 1, 1);
-	*cmd = (struct iommu_hwpt_invalidate){
-		.size = sizeof(*cmd),
-		.hwpt_id = self->viommu_id,
-		.data_uptr = (uintptr_t)self->inv,
-		.data_type = INV_TYPE,
-		.entry_len = INV_LEN,
-		.entry_num = 1,
-	};
-	ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
-	EXPECT_ERRNO(EFAULT, ioctl(self->fd, IOMMU_HWPT_INVALIDATE, cmd));
-	ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ | PROT_WRITE));
-	test_cmd_dev_check_cache(self->device_id[0], 0, 0);
+	for (i = 0; i != ARRAY_SIZE(nums); i++) {
+		fill(self->inv, nums[i], 1);
+		self->inv[nums[i] - 1].vdev_id = i + 1;
+		*cmd = (struct iommu_hwpt_invalidate){
+			.size = sizeof(*cmd),
+			.hwpt_id = self->viommu_id,
+			.data_uptr = (uintptr_t)self->inv,
+			.data_type = INV_TYPE,
+			.entry_len = INV_LEN,
+			.entry_num = nums[i],
+		};
+		ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
+		EXPECT_ERRNO(EFAULT,
+			     ioctl(self->fd, IOMMU_HWPT_INVALIDATE, cmd));
+		ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE,
+				      PROT_READ | PROT_WRITE));
+		test_cmd_dev_check_cache(self->device_id[i], 0, 0);
+	}
 }
 
 static int call_invalidate(int fd, uint32_t id, struct call *call)
