@@ -1757,7 +1757,7 @@ FIXTURE_TEARDOWN(iommufd_smmuv3_driver)
 }
 
 /* Loaded, used, refused while in use, unloaded, and that again */
-TEST_F(iommufd_smmuv3_driver, L8_unload)
+TEST_F_TIMEOUT(iommufd_smmuv3_driver, L8_unload, 180)
 {
 	uint32_t ioas_id, hwpt_id, viommu_id = 0, nested_id = 0;
 	uint32_t num, num_done;
