@@ -7,7 +7,8 @@
  *  bench trace KEY  one row, with the functions trace_*() called around the calls of
  *                   one of its samples, for a debugger
  *  bench plot       CURVE NUMBER MEDIAN, the cost of a call beside NUMBER objects
- *  bench parallel   what two threads do in the time of one, KEY|TITLE|ONE|TWO|RATIO
+ *  bench parallel   calls a second of one thread and of two:
+ *                   TITLE|THE TWO ARE ON|ONE|TWO|RATIO|LOWEST RATIO|HIGHEST
  *
  * It knows the user interface of mainline Linux and of its mock driver. The one row
  * that needs a command that only this series' mock driver has is n/a elsewhere, as is
