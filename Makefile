@@ -33,7 +33,7 @@ check-arm64:	## run the tests of the SMMUv3 driver, on an emulated arm64 machine
 check-base-faults:	## show that the base has the faults that parts 2 and 3 mend
 	@scripts/check-base-faults
 
-check-series:	## check the series patch by patch (make check does it as one change)
+check-series: tree	## check the series patch by patch (make check does it as one change)
 	@scripts/check-series
 
 bench:		## what each call costs, in instructions (PEER=dir, TRACE=row, PLOT=1)
