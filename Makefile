@@ -36,8 +36,8 @@ check-base-faults:	## show that the base has the faults that parts 2 and 3 mend
 check-series: tree	## check the series patch by patch (make check does it as one change)
 	@scripts/check-series
 
-bench:		## what each call costs, in instructions (PEER=dir, TRACE=row, PLOT=1)
-	@scripts/bench
+bench:		## what each call costs, in instructions (PEER=dir, TRACE=row, PLOT=1, ARCH=arm64)
+	@scripts/bench -a '$(ARCH)'
 
 bench-parallel:	## what two threads get done in the time of one
 	@scripts/bench parallel

@@ -9,6 +9,10 @@
  *  bench plot       CURVE NUMBER MEDIAN, the cost of a call beside NUMBER objects
  *  bench parallel   calls a second of one thread and of two:
  *                   TITLE|THE TWO ARE ON|ONE|TWO|RATIO|LOWEST RATIO|HIGHEST
+ *  bench commands   invalidations, and what was made, in order: ENTRIES|CALLS
+ *
+ * On x86-64 the devices are those of the mock driver. On arm64 there is one, behind an
+ * SMMUv3, and what the mock driver alone can do is left out.
  *
  * It knows the user interface of mainline Linux and of its mock driver. The one row
  * that needs a command that only this series' mock driver has is n/a elsewhere, as is
@@ -68,6 +72,7 @@ enum {
 	INVALIDATE_1,
 	INVALIDATE_256,
 	INVALIDATE_4096,
+	INVALIDATE_DEVICE,
 	ATTACH_1,
 	ATTACH_1000,
 	EVENT_REPORT,
@@ -93,6 +98,8 @@ static struct row rows[] = {
 		"invalidate-256", "invalidate, per entry of 256", 256 },
 	[INVALIDATE_4096] = {
 		"invalidate-4096", "invalidate, per entry of 4096", 4096 },
+	[INVALIDATE_DEVICE] = {
+		"invalidate-device", "invalidate, per CFGI_CD of 256", 256 },
 	[ATTACH_1] = { "attach-1", "attach to nested HWPT beside 1 vDEVICE", 1 },
 	[ATTACH_1000] = {
 		"attach-1000", "attach to nested HWPT beside 1000 vDEVICEs", 1 },
@@ -147,6 +154,30 @@ __attribute__((noinline)) void trace_done(void)
  * A system call between two readings of the clock. All in one piece, so that the same
  * with nothing in place of the call tells what there is besides it.
  */
+#ifdef __aarch64__
+#define SYSCALL "svc #0"
+#define LOOP "mov x9, #5000\n1:\tsubs x9, x9, #1\n\tb.ne 1b"
+#define TIMED(what, time, rc, nr, a, b, c)				       \
+	do {								       \
+		register long __x8 asm("x8") = (nr);			       \
+		register long __x0 asm("x0") = (a);			       \
+		register long __x1 asm("x1") = (b);			       \
+		register long __x2 asm("x2") = (c);			       \
+		uint64_t __from, __to;					       \
+									       \
+		asm volatile("isb\n\tmrs %[from], cntvct_el0\n\t" what	       \
+			     "\n\tisb\n\tmrs %[to], cntvct_el0"	       \
+			     : "+r"(__x0), [from] "=&r"(__from),	       \
+			       [to] "=&r"(__to)				       \
+			     : "r"(__x8), "r"(__x1), "r"(__x2)		       \
+			     : "x9", "cc", "memory");			       \
+		(rc) = __x0;						       \
+		(void)(rc);						       \
+		(time) = __to - __from;					       \
+	} while (0)
+#else
+#define SYSCALL "syscall"
+#define LOOP "mov $5000, %%ecx\n1:\tdec %%ecx\n\tjnz 1b"
 #define TIMED(what, time, rc, nr, a, b, c)				       \
 	do {								       \
 		uint64_t __from, __to;					       \
@@ -168,6 +199,7 @@ __attribute__((noinline)) void trace_done(void)
 			     : "rcx", "rdx", "r11", "memory");		       \
 		(time) = __to - __from;					       \
 	} while (0)
+#endif
 
 static void measure_overhead(void)
 {
@@ -191,8 +223,7 @@ static void check_clock(void)
 	long rc;
 
 	for (i = 0; i != 100; i++) {
-		TIMED("mov $5000, %%ecx\n1:\tdec %%ecx\n\tjnz 1b", t, rc, 0, 0L, 0L,
-		      0L);
+		TIMED(LOOP, t, rc, 0, 0L, 0L, 0L);
 		if (t < least)
 			least = t;
 	}
@@ -211,7 +242,7 @@ static long timed_call(struct row *row, long nr, long a, long b, long c)
 
 	if (trace)
 		trace_begin();
-	TIMED("syscall", t, rc, nr, a, b, c);
+	TIMED(SYSCALL, t, rc, nr, a, b, c);
 	if (trace)
 		trace_end();
 	if (row)
@@ -272,38 +303,16 @@ static int destroy(struct row *row, int fd, uint32_t id)
 	return timed_ioctl(row, fd, IOMMU_DESTROY, &cmd);
 }
 
-static int mock_device(int fd, uint32_t pt_id, uint32_t *stdev_id,
-		       uint32_t *dev_id)
-{
-	struct iommu_test_cmd cmd = {
-		.size = sizeof(cmd),
-		.op = IOMMU_TEST_OP_MOCK_DOMAIN,
-		.id = pt_id,
-	};
-
-	if (ioctl(fd, IOMMU_TEST_CMD, &cmd))
-		return -1;
-	*stdev_id = cmd.mock_domain.out_stdev_id;
-	*dev_id = cmd.mock_domain.out_idev_id;
-	return 0;
-}
-
-static int attach(struct row *row, int fd, uint32_t stdev_id, uint32_t pt_id)
-{
-	struct iommu_test_cmd cmd = {
-		.size = sizeof(cmd),
-		.op = IOMMU_TEST_OP_MOCK_DOMAIN_REPLACE,
-		.id = stdev_id,
-		.mock_domain_replace = { .pt_id = pt_id },
-	};
-
-	return timed_ioctl(row, fd, IOMMU_TEST_CMD, &cmd);
-}
+#ifdef __aarch64__
+#include "smmuv3.h"
+#else
+#include "mock.h"
+#endif
 
 static int hwpt_alloc(struct row *row, int fd, uint32_t dev_id, uint32_t pt_id,
 		      uint32_t flags, uint32_t *id)
 {
-	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+	struct nested_data data = {};
 	struct iommu_hwpt_alloc cmd = {
 		.size = sizeof(cmd),
 		.flags = flags,
@@ -312,7 +321,8 @@ static int hwpt_alloc(struct row *row, int fd, uint32_t dev_id, uint32_t pt_id,
 	};
 
 	if (!flags) {
-		cmd.data_type = IOMMU_HWPT_DATA_SELFTEST;
+		fill_nested(&data);
+		cmd.data_type = NESTED_TYPE;
 		cmd.data_len = sizeof(data);
 		cmd.data_uptr = (uintptr_t)&data;
 	}
@@ -327,7 +337,7 @@ static int viommu_alloc(struct row *row, int fd, uint32_t dev_id,
 {
 	struct iommu_viommu_alloc cmd = {
 		.size = sizeof(cmd),
-		.type = IOMMU_VIOMMU_TYPE_SELFTEST,
+		.type = VIOMMU_TYPE,
 		.dev_id = dev_id,
 		.hwpt_id = hwpt_id,
 	};
@@ -355,13 +365,12 @@ static int vdevice_alloc(struct row *row, int fd, uint32_t viommu_id,
 }
 
 static int invalidate(struct row *row, int fd, uint32_t viommu_id,
-		      struct iommu_viommu_invalidate_selftest *entries,
-		      uint32_t num)
+		      struct entry_data *entries, uint32_t num)
 {
 	struct iommu_hwpt_invalidate cmd = {
 		.size = sizeof(cmd),
 		.hwpt_id = viommu_id,
-		.data_type = IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST,
+		.data_type = INVALIDATE_TYPE,
 		.data_uptr = (uintptr_t)entries,
 		.entry_len = sizeof(*entries),
 		.entry_num = num,
@@ -408,7 +417,7 @@ static int hw_queue_alloc(struct row *row, int fd, uint32_t viommu_id,
 struct vm {
 	int fd;
 	uint32_t ioas_id;
-	uint32_t stdev_id;
+	uint32_t dev;
 	uint32_t dev_id;
 	uint32_t parent_id;
 	uint32_t viommu_id;
@@ -435,10 +444,16 @@ static void vm_open_ioas(struct vm *vm)
 	vm->ioas_id = cmd.out_ioas_id;
 }
 
+static void vm_close(struct vm *vm)
+{
+	device_close(vm->dev);
+	close(vm->fd);
+}
+
 static void vm_open(struct vm *vm)
 {
 	vm_open_ioas(vm);
-	if (mock_device(vm->fd, vm->ioas_id, &vm->stdev_id, &vm->dev_id))
+	if (device_open(vm->fd, vm->ioas_id, &vm->dev, &vm->dev_id))
 		die("a mock device");
 	vm_open_parent(vm);
 }
@@ -466,7 +481,7 @@ static bool vm_open_behind(struct vm *vm, uint32_t *iommu_id)
 	cmd.mock_domain_iommu.iommu_id = *iommu_id;
 	if (ioctl(vm->fd, IOMMU_TEST_CMD, &cmd))
 		die("a device behind an IOMMU of its own");
-	vm->stdev_id = cmd.mock_domain_iommu.out_stdev_id;
+	vm->dev = cmd.mock_domain_iommu.out_stdev_id;
 	vm->dev_id = cmd.mock_domain_iommu.out_idev_id;
 	vm_open_parent(vm);
 	return true;
@@ -481,7 +496,7 @@ static bool vm_open_viommu(struct vm *vm)
 		return true;
 	if (!is_missing())
 		die("IOMMU_VIOMMU_ALLOC");
-	close(vm->fd);
+	vm_close(vm);
 	return false;
 }
 
@@ -509,7 +524,7 @@ static void bench_floor(void)
 			die("an unknown ioctl");
 		sample_end(row);
 	}
-	close(vm.fd);
+	vm_close(&vm);
 }
 
 static void viommu_pair(struct vm *vm, struct row *row, struct row *row2)
@@ -540,7 +555,7 @@ static void bench_viommu(void)
 	for (i = 0; i != WARM_UP + SAMPLES; i++)
 		viommu_pair(&vm, after_warm_up(VIOMMU_ALLOC, i),
 			    after_warm_up(VIOMMU_DESTROY, i));
-	close(vm.fd);
+	vm_close(&vm);
 }
 
 static void vdevice_pair(struct vm *vm, uint64_t virt_id, struct row *row,
@@ -570,7 +585,7 @@ static void bench_vdevice(void)
 	for (i = 0; i != WARM_UP + SAMPLES; i++)
 		vdevice_pair(&vm, 1, after_warm_up(VDEVICE_ALLOC, i),
 			     after_warm_up(VDEVICE_DESTROY, i));
-	close(vm.fd);
+	vm_close(&vm);
 }
 
 static void nested_pair(struct vm *vm, struct row *row, struct row *row2)
@@ -599,26 +614,23 @@ static void bench_nested(void)
 	for (i = 0; i != WARM_UP + SAMPLES; i++)
 		nested_pair(&vm, after_warm_up(NESTED_ALLOC, i),
 			    after_warm_up(NESTED_DESTROY, i));
-	close(vm.fd);
+	vm_close(&vm);
 }
 
-static struct iommu_viommu_invalidate_selftest *make_entries(uint32_t num,
-							     uint32_t virt_id)
+static struct entry_data *make_entries(uint32_t num, uint32_t virt_id)
 {
-	struct iommu_viommu_invalidate_selftest *entries;
+	struct entry_data *entries;
 	uint32_t i;
 
 	entries = take_memory(num * sizeof(*entries));
-	for (i = 0; i != num; i++) {
-		entries[i].vdev_id = virt_id;
-		entries[i].cache_id = i % MOCK_DEV_CACHE_NUM;
-	}
+	for (i = 0; i != num; i++)
+		fill_entry(&entries[i], virt_id, i);
 	return entries;
 }
 
 static void bench_invalidate(int which)
 {
-	struct iommu_viommu_invalidate_selftest *entries;
+	struct entry_data *entries;
 	uint32_t num = rows[which].per;
 	unsigned int i;
 	struct row *row;
@@ -632,6 +644,8 @@ static void bench_invalidate(int which)
 	if (vdevice_alloc(NULL, vm.fd, vm.viommu_id, vm.dev_id, 1, &id))
 		die("IOMMU_VDEVICE_ALLOC");
 	entries = make_entries(num, 1);
+	for (i = 0; which == INVALIDATE_DEVICE && i != num; i++)
+		fill_entry_device(&entries[i], 1, CMD_CFGI_CD);
 	for (i = 0; i != WARM_UP + SAMPLES; i++) {
 		row = after_warm_up(which, i);
 		if (invalidate(row, vm.fd, vm.viommu_id, entries, num))
@@ -639,7 +653,7 @@ static void bench_invalidate(int which)
 		sample_end(row);
 	}
 	munmap(entries, num * sizeof(*entries));
-	close(vm.fd);
+	vm_close(&vm);
 }
 
 static void bench_events(struct vm *vm, struct row *report,
@@ -696,14 +710,14 @@ static void bench_event(void)
 			die("IOMMU_VEVENTQ_ALLOC");
 		mark_na(EVENT_REPORT);
 		mark_na(EVENT_READ);
-		close(vm.fd);
+		vm_close(&vm);
 		return;
 	}
 	if (vdevice_alloc(NULL, vm.fd, vm.viommu_id, vm.dev_id, 1, &id))
 		die("IOMMU_VDEVICE_ALLOC");
 	/* The mock driver's device knows its vIOMMU by what it is attached to */
 	if (hwpt_alloc(NULL, vm.fd, vm.dev_id, vm.viommu_id, 0, &id) ||
-	    attach(NULL, vm.fd, vm.stdev_id, id))
+	    attach(NULL, vm.fd, vm.dev, id))
 		die("attaching to a nested HWPT");
 	for (i = 0; i != WARM_UP / 16 + SAMPLES; i++) {
 		report = i < WARM_UP / 16 ? NULL : &rows[EVENT_REPORT];
@@ -711,7 +725,7 @@ static void bench_event(void)
 		bench_events(&vm, report, reading, events);
 	}
 	close(events);
-	close(vm.fd);
+	vm_close(&vm);
 }
 
 static void bench_hw_queue(void)
@@ -749,7 +763,7 @@ static void bench_hw_queue(void)
 			die("destroying a hardware queue");
 		sample_end(row);
 	}
-	close(vm.fd);
+	vm_close(&vm);
 }
 
 /* The bytes of all objects in all slab caches */
@@ -805,7 +819,7 @@ static void bench_many(void)
 		row = after_warm_up(VIOMMU_AT_10000, i);
 		viommu_pair(&vm, row, row);
 	}
-	close(vm.fd);
+	vm_close(&vm);
 }
 
 /* Adds devices with a vDEVICE each till there are so many; the last is the VM's */
@@ -814,7 +828,7 @@ static void more_vdevices(struct vm *vm, uint32_t *have, uint32_t want)
 	uint32_t id;
 
 	while (*have != want) {
-		if (*have && mock_device(vm->fd, vm->ioas_id, &vm->stdev_id,
+		if (*have && device_open(vm->fd, vm->ioas_id, &vm->dev,
 					 &vm->dev_id))
 			die("mock device %u", *have);
 		++*have;
@@ -829,7 +843,7 @@ static void attach_pair(struct vm *vm, const uint32_t *nested, struct row *row)
 	unsigned int i;
 
 	for (i = 0; i != 2; i++) {
-		if (attach(row, vm->fd, vm->stdev_id, nested[i]))
+		if (attach(row, vm->fd, vm->dev, nested[i]))
 			die("attaching to a nested HWPT");
 		sample_end(row);
 	}
@@ -852,7 +866,7 @@ static void bench_attach(int which, uint32_t want)
 			die("IOMMU_HWPT_ALLOC on a vIOMMU");
 	for (i = 0; i != WARM_UP + SAMPLES; i++)
 		attach_pair(&vm, nested, after_warm_up(which, i));
-	close(vm.fd);
+	vm_close(&vm);
 }
 
 /*
@@ -877,7 +891,7 @@ static uint64_t unregister(struct row *row, unsigned int num)
 			die("vIOMMU %u", i);
 	if (timed_ioctl(row, vm.fd, IOMMU_TEST_CMD, &cmd))
 		die("unregistering an IOMMU");
-	close(vm.fd);
+	vm_close(&vm);
 	cost = row->current;
 	row->current = 0;
 	return cost;
@@ -896,7 +910,7 @@ static void bench_unregister(int which)
 		mark_na(which);
 		return;
 	}
-	close(vm.fd);
+	vm_close(&vm);
 	for (i = 0; i != 1 + 7; i++) {
 		none = unregister(&scratch, 0);
 		if (!none) {
@@ -955,23 +969,28 @@ static void bench_table(void)
 		bench_invalidate(INVALIDATE_256);
 	if (wanted(INVALIDATE_4096, INVALIDATE_4096))
 		bench_invalidate(INVALIDATE_4096);
+	if (!MOCK && wanted(INVALIDATE_DEVICE, INVALIDATE_DEVICE))
+		bench_invalidate(INVALIDATE_DEVICE);
 	if (wanted(ATTACH_1, ATTACH_1))
 		bench_attach(ATTACH_1, 1);
-	if (wanted(ATTACH_1000, ATTACH_1000))
+	if (MOCK && wanted(ATTACH_1000, ATTACH_1000))
 		bench_attach(ATTACH_1000, MANY_DEVICES);
-	if (wanted(EVENT_REPORT, EVENT_READ))
+	if (MOCK && wanted(EVENT_REPORT, EVENT_READ))
 		bench_event();
-	if (wanted(HW_QUEUE, HW_QUEUE))
+	if (MOCK && wanted(HW_QUEUE, HW_QUEUE))
 		bench_hw_queue();
 	if (wanted(VIOMMU_AT_1, VIOMMU_BYTES))
 		bench_many();
-	if (wanted(UNREGISTER_100, UNREGISTER_100))
+	if (MOCK && wanted(UNREGISTER_100, UNREGISTER_100))
 		bench_unregister(UNREGISTER_100);
-	if (wanted(UNREGISTER_10000, UNREGISTER_10000))
+	if (MOCK && wanted(UNREGISTER_10000, UNREGISTER_10000))
 		bench_unregister(UNREGISTER_10000);
 
 	for (row = rows; row != rows + ARRAY_SIZE(rows); row++) {
 		if (traced && row != traced)
+			continue;
+		/* Not on this machine */
+		if (!row->na && !row->num)
 			continue;
 		printf("%s|%s", row->key, row->title);
 		if (row->na) {
@@ -1017,7 +1036,7 @@ static void plot_viommu(const uint32_t *steps, unsigned int num_steps)
 			viommu_pair(&vm, curve_after(i), curve_after(i));
 		plot("vIOMMU allocate + destroy", have);
 	}
-	close(vm.fd);
+	vm_close(&vm);
 }
 
 static void plot_nested(const uint32_t *steps, unsigned int num_steps)
@@ -1037,12 +1056,12 @@ static void plot_nested(const uint32_t *steps, unsigned int num_steps)
 			nested_pair(&vm, curve_after(i), curve_after(i));
 		plot("nested HWPT allocate + destroy", have);
 	}
-	close(vm.fd);
+	vm_close(&vm);
 }
 
 static void plot_vdevice(const uint32_t *steps, unsigned int num_steps)
 {
-	struct iommu_viommu_invalidate_selftest *entry;
+	struct entry_data *entry;
 	uint32_t have = 0, nested[2];
 	struct vm vm, other;
 	unsigned int i, s;
@@ -1052,7 +1071,7 @@ static void plot_vdevice(const uint32_t *steps, unsigned int num_steps)
 		return;
 	/* The one whose vDEVICE comes and goes */
 	other = vm;
-	if (mock_device(vm.fd, vm.ioas_id, &other.stdev_id, &other.dev_id))
+	if (device_open(vm.fd, vm.ioas_id, &other.dev, &other.dev_id))
 		die("a mock device");
 	events = veventq_alloc(&vm);
 	if (events == -1)
@@ -1068,7 +1087,7 @@ static void plot_vdevice(const uint32_t *steps, unsigned int num_steps)
 			vdevice_pair(&other, have + 1, curve_after(i),
 				     curve_after(i));
 		plot("vDEVICE allocate + destroy", have);
-		entry->vdev_id = have;
+		fill_entry(entry, have, 0);
 		for (i = 0; i != 2 * WARM_UP; i++) {
 			if (invalidate(curve_after(i), vm.fd, vm.viommu_id,
 				       entry, 1))
@@ -1084,7 +1103,7 @@ static void plot_vdevice(const uint32_t *steps, unsigned int num_steps)
 		plot("event report", have);
 	}
 	close(events);
-	close(vm.fd);
+	vm_close(&vm);
 }
 
 static void bench_plot(void)
@@ -1095,6 +1114,44 @@ static void bench_plot(void)
 	plot_viommu(steps, ARRAY_SIZE(steps));
 	plot_nested(steps, ARRAY_SIZE(steps));
 	plot_vdevice(steps, ARRAY_SIZE(steps));
+}
+
+/*
+ * Only calls, for somebody who watches the SMMU's queue of commands: so many with so
+ * many entries each, and before each series a CFGI_CD_ALL, which nothing else here
+ * makes.
+ */
+#define CALLS 100
+
+static void bench_commands(void)
+{
+	static const uint32_t nums[] = { 1, 63, 64, 65, 256, 4096 };
+	struct entry_data *entries, *mark = make_entries(1, 1);
+	unsigned int i, n;
+	struct vm vm;
+	uint32_t id;
+
+	if (!vm_open_viommu(&vm)) {
+		errno = EOPNOTSUPP;
+		die("IOMMU_VIOMMU_ALLOC");
+	}
+	if (vdevice_alloc(NULL, vm.fd, vm.viommu_id, vm.dev_id, 1, &id))
+		die("IOMMU_VDEVICE_ALLOC");
+	fill_entry_device(mark, 1, CMD_CFGI_CD_ALL);
+	for (n = 0; n <= ARRAY_SIZE(nums); n++) {
+		if (invalidate(NULL, vm.fd, vm.viommu_id, mark, 1))
+			die("IOMMU_HWPT_INVALIDATE");
+		if (n == ARRAY_SIZE(nums))
+			break;
+		entries = make_entries(nums[n], 1);
+		for (i = 0; i != CALLS; i++)
+			if (invalidate(NULL, vm.fd, vm.viommu_id, entries,
+				       nums[n]))
+				die("IOMMU_HWPT_INVALIDATE");
+		munmap(entries, nums[n] * sizeof(*entries));
+		printf("%u|%u\n", nums[n], CALLS);
+	}
+	vm_close(&vm);
 }
 
 /*
@@ -1113,7 +1170,7 @@ struct worker {
 	uint64_t done;
 };
 
-static struct iommu_viommu_invalidate_selftest *parallel_entry;
+static struct entry_data *parallel_entry;
 static bool stop;
 
 static void *work(void *arg)
@@ -1217,8 +1274,8 @@ static void bench_parallel(void)
 			 workers);
 		if (!i) {
 			/* Its device's vDEVICE must be on it */
-			if (mock_device(first.fd, first.ioas_id,
-					&workers[1].vm.stdev_id,
+			if (device_open(first.fd, first.ioas_id,
+					&workers[1].vm.dev,
 					&workers[1].vm.dev_id))
 				die("a mock device");
 		}
@@ -1244,8 +1301,12 @@ int main(int argc, char **argv)
 
 	setvbuf(stdout, NULL, _IOFBF, 1 << 16);
 	measure_overhead();
-	if (argc == 2 && !strcmp(argv[1], "parallel")) {
+	if (MOCK && argc == 2 && !strcmp(argv[1], "parallel")) {
 		bench_parallel();
+		return 0;
+	}
+	if (!MOCK && argc == 2 && !strcmp(argv[1], "commands")) {
+		bench_commands();
 		return 0;
 	}
 	check_clock();
@@ -1253,7 +1314,7 @@ int main(int argc, char **argv)
 		bench_table();
 		return 0;
 	}
-	if (argc == 2 && !strcmp(argv[1], "plot")) {
+	if (MOCK && argc == 2 && !strcmp(argv[1], "plot")) {
 		bench_plot();
 		return 0;
 	}
@@ -1266,7 +1327,8 @@ int main(int argc, char **argv)
 			return 0;
 		}
 	}
-	fprintf(stderr, "usage: bench table | plot | parallel | trace KEY\nThe keys:");
+	fprintf(stderr, "usage: bench table | %s | trace KEY\nThe keys:",
+		MOCK ? "plot | parallel" : "commands");
 	for (i = 0; i != ARRAY_SIZE(rows); i++)
 		fprintf(stderr, " %s", rows[i].key);
 	fprintf(stderr, "\n");

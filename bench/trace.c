@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * trace SOCKET BEGIN END DONE <symbols: where the instructions of one call go. Is a
+ * trace SOCKET PC BEGIN END DONE <symbols: where the instructions of one call go. Is a
  * debugger for a QEMU whose -gdb is the Unix socket. Lets the machine run to the
  * address BEGIN, from there on step by step to END, and so on until DONE, and prints
  * the kernel's instructions as a tree of calls and as a list of functions. Nothing
- * interrupts the steps. The symbols of the kernel are as "nm" prints them.
+ * interrupts the steps. PC is the number of the register that is the program counter;
+ * it and the addresses are hexadecimal. The symbols of the kernel are as "nm" prints
+ * them.
  */
 #define _GNU_SOURCE
 #include <inttypes.h>
@@ -40,6 +42,7 @@ struct node {
 static struct symbol *symbols;
 static size_t num_symbols;
 static int sock;
+static const char *pc_register;
 
 static __attribute__((noreturn, format(printf, 1, 2))) void die(const char *fmt,
 								...)
@@ -117,14 +120,14 @@ static __attribute__((format(printf, 3, 4))) void ask(char *answer, size_t size,
 		receive(answer, size);
 }
 
-/* The program counter is register 16 of an x86-64; it comes with the low byte first */
+/* It comes with the low byte first */
 static uint64_t pc(void)
 {
 	unsigned int byte, i;
 	uint64_t value = 0;
 	char buf[100];
 
-	ask(buf, sizeof(buf), "p10");
+	ask(buf, sizeof(buf), "p%s", pc_register);
 	for (i = 0; i != 8; i++) {
 		if (sscanf(buf + 2 * i, "%2x", &byte) != 1)
 			die("no program counter: %s", buf);
@@ -164,6 +167,9 @@ static void read_symbols(void)
 	while (fgets(line, sizeof(line), stdin)) {
 		if (sscanf(line, "%" SCNx64 " %c %79s", &start, &type, name) != 3 ||
 		    !strchr("tTwW", type) || start < KERNEL)
+			continue;
+		/* Marks of the assembler's, not functions */
+		if (*name == '$')
 			continue;
 		if (num_symbols == room) {
 			room = 2 * room + 1000;
@@ -270,13 +276,14 @@ int main(int argc, char **argv)
 	char buf[200];
 	int i;
 
-	if (argc != 5 || strlen(argv[1]) >= sizeof(addr.sun_path)) {
-		fprintf(stderr, "usage: trace SOCKET BEGIN END DONE <symbols\n");
+	if (argc != 6 || strlen(argv[1]) >= sizeof(addr.sun_path)) {
+		fprintf(stderr, "usage: trace SOCKET PC BEGIN END DONE <symbols\n");
 		return 2;
 	}
-	begin = strtoull(argv[2], NULL, 16);
-	end = strtoull(argv[3], NULL, 16);
-	done = strtoull(argv[4], NULL, 16);
+	pc_register = argv[2];
+	begin = strtoull(argv[3], NULL, 16);
+	end = strtoull(argv[4], NULL, 16);
+	done = strtoull(argv[5], NULL, 16);
 	read_symbols();
 
 	strcpy(addr.sun_path, argv[1]);
@@ -288,8 +295,8 @@ int main(int argc, char **argv)
 	}
 	/* Who asks for this is told single registers */
 	ask(buf, sizeof(buf), "qXfer:features:read:target.xml:0,80");
-	for (i = 2; i != 5; i++) {
-		ask(buf, sizeof(buf), "Z1,%s,1", argv[i]);
+	for (i = 3; i != 6; i++) {
+		ask(buf, sizeof(buf), "Z1,%s,4", argv[i]);
 		if (strcmp(buf, "OK"))
 			die("no breakpoint: %s", buf);
 	}

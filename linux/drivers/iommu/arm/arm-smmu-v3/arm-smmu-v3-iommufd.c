@@ -406,7 +406,14 @@ static int arm_vsmmu_cache_invalidate(struct iommufd_viommu *viommu,
 
 	for (i = 0; i != num; i++) {
 		struct iommu_viommu_arm_smmuv3_invalidate arg;
-		u64 *cmd = &cmds[n * CMDQ_ENT_DWORDS];
+		u64 *cmd;
+
+		/* Not before there is another: the last go with the CMD_SYNC */
+		if (n == CMDQ_BATCH_ENTRIES) {
+			arm_smmu_cmdq_issue_cmdlist(smmu, cmdq, cmds, n, false);
+			n = 0;
+		}
+		cmd = &cmds[n * CMDQ_ENT_DWORDS];
 
 		/* The helper looks at how many there are */
 		array->entry_num = num;
@@ -422,10 +429,7 @@ static int arm_vsmmu_cache_invalidate(struct iommufd_viommu *viommu,
 		if (ret)
 			continue;
 		pending = true;
-		if (++n == CMDQ_BATCH_ENTRIES) {
-			arm_smmu_cmdq_issue_cmdlist(smmu, cmdq, cmds, n, false);
-			n = 0;
-		}
+		n++;
 	}
 
 	if (pending)
