@@ -81,5 +81,5 @@ kernel: tree	## build the kernel (VARIANT=plain, debug, ...; ARCH=x86_64, arm64)
 apply:		## apply the series to a kernel tree of your own (TREE=folder)
 	@scripts/apply "$$TREE"
 
-packages:	## install the Debian packages that all this needs
+packages:	## install the Debian packages that make check needs
 	@scripts/packages
