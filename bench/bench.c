@@ -1117,18 +1117,47 @@ static void bench_plot(void)
 }
 
 /*
- * Only calls, for somebody who watches the SMMU's queue of commands: so many with so
- * many entries each, and before each series a CFGI_CD_ALL, which nothing else here
- * makes.
+ * Only calls, for somebody who watches the SMMU's queue of commands: series of so many
+ * with so many entries each, perhaps with one more that is refused, and before each
+ * series a CFGI_CD_ALL, which nothing else here makes.
  */
 #define CALLS 100
 
+static void bench_series(struct vm *vm, uint32_t num, bool refused)
+{
+	struct entry_data *entries = make_entries(num + refused, 1);
+	struct iommu_hwpt_invalidate cmd;
+	unsigned int i;
+
+	if (refused)
+		fill_entry_device(&entries[num], 1, CMD_NONE);
+	for (i = 0; i != CALLS; i++) {
+		cmd = (struct iommu_hwpt_invalidate){
+			.size = sizeof(cmd),
+			.hwpt_id = vm->viommu_id,
+			.data_type = INVALIDATE_TYPE,
+			.data_uptr = (uintptr_t)entries,
+			.entry_len = sizeof(*entries),
+			.entry_num = num + refused,
+		};
+		if (!ioctl(vm->fd, IOMMU_HWPT_INVALIDATE, &cmd) == refused ||
+		    cmd.entry_num != num)
+			die("%u of %u entries were done", cmd.entry_num, num);
+	}
+	munmap(entries, (num + refused) * sizeof(*entries));
+}
+
 static void bench_commands(void)
 {
-	static const uint32_t nums[] = { 1, 63, 64, 65, 256, 4096 };
-	struct entry_data *entries, *mark = make_entries(1, 1);
-	unsigned int i, n;
+	static const struct {
+		uint32_t num;
+		bool refused;
+	} series[] = {
+		{ 1 }, { 63 }, { 64 }, { 64, true }, { 65 }, { 256 }, { 4096 },
+	};
+	struct entry_data *mark = make_entries(1, 1);
 	struct vm vm;
+	unsigned int i;
 	uint32_t id;
 
 	if (!vm_open_viommu(&vm)) {
@@ -1138,18 +1167,14 @@ static void bench_commands(void)
 	if (vdevice_alloc(NULL, vm.fd, vm.viommu_id, vm.dev_id, 1, &id))
 		die("IOMMU_VDEVICE_ALLOC");
 	fill_entry_device(mark, 1, CMD_CFGI_CD_ALL);
-	for (n = 0; n <= ARRAY_SIZE(nums); n++) {
+	for (i = 0; i <= ARRAY_SIZE(series); i++) {
 		if (invalidate(NULL, vm.fd, vm.viommu_id, mark, 1))
 			die("IOMMU_HWPT_INVALIDATE");
-		if (n == ARRAY_SIZE(nums))
+		if (i == ARRAY_SIZE(series))
 			break;
-		entries = make_entries(nums[n], 1);
-		for (i = 0; i != CALLS; i++)
-			if (invalidate(NULL, vm.fd, vm.viommu_id, entries,
-				       nums[n]))
-				die("IOMMU_HWPT_INVALIDATE");
-		munmap(entries, nums[n] * sizeof(*entries));
-		printf("%u|%u\n", nums[n], CALLS);
+		bench_series(&vm, series[i].num, series[i].refused);
+		printf("%u%s|%u\n", series[i].num,
+		       series[i].refused ? "+bad" : "", CALLS);
 	}
 	vm_close(&vm);
 }

@@ -54,6 +54,7 @@ static void fill_entry(struct entry_data *entry, uint32_t virt_id, uint32_t i)
 }
 
 /* Only for an SMMUv3 */
+#define CMD_NONE 0
 #define CMD_CFGI_CD 0
 #define CMD_CFGI_CD_ALL 0
 static void fill_entry_device(struct entry_data *entry, uint32_t virt_id, uint64_t op)

@@ -14,6 +14,7 @@
 #define STE0_V UINT64_C(1)
 #define STE0_S1_TRANS (UINT64_C(5) << 1)
 
+#define CMD_NONE UINT64_C(0x00)
 #define CMD_CFGI_CD UINT64_C(0x05)
 #define CMD_CFGI_CD_ALL UINT64_C(0x06)
 #define CMD_TLBI_NH_VA UINT64_C(0x12)
