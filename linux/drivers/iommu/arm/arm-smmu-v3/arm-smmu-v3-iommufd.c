@@ -256,6 +256,15 @@ static bool arm_vsmmu_domain_needs_vdevice(struct iommu_domain *domain)
 	       STRTAB_STE_0_CFG_S1_TRANS;
 }
 
+/* Nobody finds it any more, nor is anybody reporting an event with its ID after this */
+static void arm_vsmmu_vdevice_destroy(struct iommufd_vdevice *vdev)
+{
+	struct arm_smmu_device *smmu = to_vsmmu(vdev->viommu)->smmu;
+
+	mutex_lock(&smmu->streams_mutex);
+	mutex_unlock(&smmu->streams_mutex);
+}
+
 /* A device that is more than one stream would need as many virtual IDs */
 static int arm_vsmmu_vdevice_init(struct iommufd_vdevice *vdev)
 {
@@ -264,7 +273,10 @@ static int arm_vsmmu_vdevice_init(struct iommufd_vdevice *vdev)
 
 	if (master->num_streams != 1)
 		return -EOPNOTSUPP;
-	return vdev->virt_id > U32_MAX ? -EINVAL : 0;
+	if (vdev->virt_id > U32_MAX)
+		return -EINVAL;
+	vdev->destroy = arm_vsmmu_vdevice_destroy;
+	return 0;
 }
 
 /* From a virtual stream ID to the physical one */
@@ -295,8 +307,12 @@ static int arm_vsmmu_find_sid(struct arm_vsmmu *vsmmu, u32 vsid, u32 *sid,
 VISIBLE_IF_KUNIT
 int arm_vsmmu_convert_cmd(struct arm_vsmmu *vsmmu, u64 *cmd)
 {
+	struct arm_smmu_device *smmu = vsmmu->smmu;
+	const u64 asids = (1ULL << smmu->asid_bits) - 1;
+	const u64 ssids = (1ULL << smmu->ssid_bits) - 1;
 	u64 known[CMDQ_ENT_DWORDS] = { CMDQ_0_OP };
 	u8 op = FIELD_GET(CMDQ_0_OP, cmd[0]);
+	unsigned int tg;
 	bool has_ats;
 	u32 sid;
 
@@ -304,29 +320,31 @@ int arm_vsmmu_convert_cmd(struct arm_vsmmu *vsmmu, u64 *cmd)
 	case CMDQ_OP_TLBI_NSNH_ALL:
 		break;
 	case CMDQ_OP_TLBI_NH_VA:
-		known[0] |= CMDQ_TLBI_0_ASID;
+		known[0] |= FIELD_PREP(CMDQ_TLBI_0_ASID, asids);
 		fallthrough;
 	case CMDQ_OP_TLBI_NH_VAA:
 		known[0] |= CMDQ_TLBI_0_VMID;
 		known[1] = CMDQ_TLBI_1_LEAF | CMDQ_TLBI_1_VA_MASK;
-		if (vsmmu->smmu->features & ARM_SMMU_FEAT_RANGE_INV) {
+		if (smmu->features & ARM_SMMU_FEAT_RANGE_INV) {
 			known[0] |= CMDQ_TLBI_0_NUM | CMDQ_TLBI_0_SCALE;
 			known[1] |= CMDQ_TLBI_1_TTL | CMDQ_TLBI_1_TG;
 		}
 		break;
 	case CMDQ_OP_TLBI_NH_ASID:
-		known[0] |= CMDQ_TLBI_0_ASID;
+		known[0] |= FIELD_PREP(CMDQ_TLBI_0_ASID, asids);
 		fallthrough;
 	case CMDQ_OP_TLBI_NH_ALL:
 		known[0] |= CMDQ_TLBI_0_VMID;
 		break;
 	case CMDQ_OP_ATC_INV:
-		known[0] |= CMDQ_0_SSV | CMDQ_ATC_0_GLOBAL | CMDQ_ATC_0_SSID |
-			    CMDQ_ATC_0_SID;
+		known[0] |= CMDQ_ATC_0_GLOBAL | CMDQ_ATC_0_SID |
+			    FIELD_PREP(CMDQ_ATC_0_SSID, ssids);
+		if (ssids)
+			known[0] |= CMDQ_0_SSV;
 		known[1] = CMDQ_ATC_1_SIZE | CMDQ_ATC_1_ADDR_MASK;
 		break;
 	case CMDQ_OP_CFGI_CD:
-		known[0] |= CMDQ_CFGI_0_SSID;
+		known[0] |= FIELD_PREP(CMDQ_CFGI_0_SSID, ssids);
 		known[1] = CMDQ_CFGI_1_LEAF;
 		fallthrough;
 	case CMDQ_OP_CFGI_CD_ALL:
@@ -357,6 +375,10 @@ int arm_vsmmu_convert_cmd(struct arm_vsmmu *vsmmu, u64 *cmd)
 			cmd[0] &= ~(CMDQ_TLBI_0_NUM | CMDQ_TLBI_0_SCALE);
 			cmd[1] &= ~CMDQ_TLBI_1_TTL;
 		}
+		/* 4, 16 or 64 KiB */
+		tg = FIELD_GET(CMDQ_TLBI_1_TG, cmd[1]);
+		if (tg && !(smmu->pgsize_bitmap & BIT(10 + 2 * tg)))
+			return -EIO;
 		break;
 	case CMDQ_OP_ATC_INV:
 		if (FIELD_GET(CMDQ_ATC_1_SIZE, cmd[1]) > ATC_INV_SIZE_ALL)
@@ -454,6 +476,9 @@ int arm_vsmmu_report_event(struct arm_smmu_master *master, const u64 *evt)
 	lockdep_assert_held(&master->smmu->streams_mutex);
 
 	if (!vsmmu)
+		return -EOPNOTSUPP;
+	/* Of another VM's, perhaps */
+	if (master->smmu->evtq.removed <= master->vsmmu_since)
 		return -EOPNOTSUPP;
 
 	switch (FIELD_GET(EVTQ_0_ID, evt[0])) {

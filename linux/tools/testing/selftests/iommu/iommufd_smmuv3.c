@@ -1308,22 +1308,57 @@ TEST_F(iommufd_smmuv3_nested, L13_bad_ste)
 /* The SMMU gets nothing to see that it would find illegal */
 TEST_F(iommufd_smmuv3_nested, L13_bad_command)
 {
-	static const struct {
+	struct iommu_hw_info_arm_smmuv3 info = {};
+	struct iommu_hw_info hw_info = {
+		.size = sizeof(hw_info),
+		.dev_id = self->edu.dev_id,
+		.data_len = sizeof(info),
+		.data_uptr = (uintptr_t)&info,
+	};
+	/* Without the substream ID and what tells that there is one */
+	struct {
 		uint8_t op;
 		uint64_t known[2];
 	} cmds[] = {
-		{ 0x05, { 0xfffffffffffff000, 1 } },
+		{ 0x05, { 0xffffffff00000000, 1 } },
 		{ 0x06, { 0xffffffff00000000 } },
 		{ 0x10, { 0x0000ffff00000000 } },
 		{ 0x11, { 0xffffffff00000000 } },
 		{ 0x12, { 0xffffffff01f1f000, ~0xffcULL | 0xf00 } },
 		{ 0x13, { 0x0000ffff01f1f000, ~0xffcULL | 0xf00 } },
 		{ 0x30 },
-		/* SSV, Global; the size is a field with values of its own */
-		{ 0x40, { 0xfffffffffffffa00, ~0xfc0ULL } },
+		/* Global; the size is a field with values of its own */
+		{ 0x40, { 0xffffffff00000200, ~0xfc0ULL } },
 	};
+	uint64_t ssids;
 	uint32_t num;
 	unsigned int op, i, bit;
+
+	ASSERT_EQ(0, ioctl(self->fd, IOMMU_GET_HW_INFO, &hw_info));
+	/* IDR1.SSIDSIZE, IDR0.ASID16, IDR5: granules of 4, 16 and 64 KiB */
+	ssids = (BIT64(info.idr[1] >> 6 & 31) - 1) << 12;
+	for (i = 0; i != ARRAY_SIZE(cmds); i++) {
+		if (cmds[i].op == 0x05 || cmds[i].op == 0x40)
+			cmds[i].known[0] |= ssids;
+		if (cmds[i].op == 0x40 && ssids)
+			cmds[i].known[0] |= BIT64(11);
+		if ((cmds[i].op == 0x11 || cmds[i].op == 0x12) &&
+		    !(info.idr[0] >> 12 & 1))
+			cmds[i].known[0] &= ~(0xffULL << 56);
+	}
+	for (i = 1; i != 4; i++) {
+		int expect = info.idr[5] >> (3 + i) & 1 ? 0 : EIO;
+
+		/* A range of two pages of it */
+		errno = 0;
+		command(self->fd, self->viommu_id,
+			CMD_TLBI_NH_VA | CD0_ASID(ASID) | 1 << 12,
+			(uint64_t)i << 10, &num);
+		EXPECT_EQ(expect, errno)
+		{
+			TH_LOG("granule %u", i);
+		}
+	}
 
 	for (op = 0; op != 256; op++) {
 		for (i = 0; i != ARRAY_SIZE(cmds); i++)
@@ -1365,6 +1400,37 @@ TEST_F(iommufd_smmuv3_nested, L13_bad_command)
 	guest_command(CMD_TLBI_NH_ASID | CD0_ASID(ASID), 0);
 	/* Without ATS there is nothing to be done, and nothing to wait for */
 	guest_command(0x40 | (uint64_t)VIRT_SID << 32, 52);
+}
+
+/* One more than there are VMIDs, of vIOMMUs and nesting parents */
+TEST_F(iommufd_smmuv3_nested, L12_no_vmid_left)
+{
+	uint32_t parent_id, viommu_id, last_id = 0;
+	unsigned int num;
+
+	for (num = 0; num <= 0xffff; num++) {
+		if (viommu_alloc(self->fd, self->edu.dev_id, self->parent_id,
+				 &viommu_id))
+			break;
+		last_id = viommu_id;
+	}
+	EXPECT_EQ(ENOSPC, errno);
+	/* With 8 or 16 bits, and those that are in use already */
+	EXPECT_EQ(true, num >= 256 - 8);
+	ASSERT_EQ(true, num <= 65536 - 2);
+	EXPECT_ERRNO(ENOSPC,
+		     hwpt_alloc(self->fd, self->edu.dev_id, self->ioas_id,
+				IOMMU_HWPT_ALLOC_NEST_PARENT, &parent_id));
+	/* Stage 1 needs none */
+	ASSERT_EQ(0, hwpt_alloc(self->fd, self->edu.dev_id, self->ioas_id, 0,
+				&parent_id));
+	test_ioctl_destroy(parent_id);
+	test_ioctl_destroy(last_id);
+	ASSERT_EQ(0, hwpt_alloc(self->fd, self->edu.dev_id, self->ioas_id,
+				IOMMU_HWPT_ALLOC_NEST_PARENT, &parent_id));
+	EXPECT_ERRNO(ENOSPC, viommu_alloc(self->fd, self->edu.dev_id,
+					  self->parent_id, &viommu_id));
+	test_ioctl_destroy(parent_id);
 }
 
 /* How many were done is exactly those before the bad one, whatever the batches are */
@@ -1534,6 +1600,46 @@ TEST_F(iommufd_smmuv3_nested, two_guests)
 TEST_F(iommufd_smmuv3_nested, two_viommus_of_a_guest)
 {
 	two_guests(_metadata, self, true);
+}
+
+/* What waits in the SMMU's queue when a device gets to another guest */
+TEST_F(iommufd_smmuv3_nested, events_of_former_guest)
+{
+	struct edu *edu = &self->edu;
+	uint32_t viommu_id, veventq_id, vdevice_id, s1_id;
+	int veventq_fd, i;
+
+	ASSERT_EQ(0, viommu_alloc(self->fd, edu->dev_id, self->parent_id,
+				  &viommu_id));
+	ASSERT_EQ(0, _test_cmd_veventq_alloc(self->fd, viommu_id,
+					     IOMMU_VEVENTQ_TYPE_ARM_SMMUV3, 64,
+					     &veventq_id, &veventq_fd));
+	ASSERT_EQ(0, nested_alloc(self->fd, edu->dev_id, viommu_id,
+				  STE0_V | STE0_S1_TRANS | page_iova(CD),
+				  STE1_S1CIR_WB | STE1_S1COR_WB |
+					  STE1_S1CSH_INNER,
+				  &s1_id));
+	for (i = 0; i != 3; i++) {
+		edu_dma_start(edu, EDU_BUFFER, guest_iova(12), PAGE_SIZE,
+			      EDU_DMA_TO_MEMORY);
+		while (edu_read(edu, EDU_DMA_CMD) & EDU_DMA_RUN)
+			;
+		test_ioctl_destroy(self->vdevice_id);
+		test_cmd_vdevice_alloc(viommu_id, edu->dev_id, VIRT_SID,
+				       &vdevice_id);
+		ASSERT_EQ(0, edu_attach(edu, s1_id));
+		EXPECT_EQ(0, events_drop(veventq_fd));
+		/* Its own are reported */
+		ASSERT_EQ(0, dma_to(edu, guest_iova(12), SMALL));
+		EXPECT_NE(0, events_drop(veventq_fd));
+
+		test_ioctl_destroy(vdevice_id);
+		test_cmd_vdevice_alloc(self->viommu_id, edu->dev_id, VIRT_SID,
+				       &self->vdevice_id);
+		ASSERT_EQ(0, edu_attach(edu, self->s1_id));
+		events_drop(self->veventq_fd);
+	}
+	ASSERT_EQ(0, close(veventq_fd));
 }
 
 /* The device is pulled while it does DMA, and the guest invalidates what it has cached */
