@@ -1403,7 +1403,7 @@ TEST_F(iommufd_smmuv3_nested, L13_bad_command)
 }
 
 /* One more than there are VMIDs, of vIOMMUs and nesting parents */
-TEST_F(iommufd_smmuv3_nested, L12_no_vmid_left)
+TEST_F_TIMEOUT(iommufd_smmuv3_nested, L12_no_vmid_left, 180)
 {
 	uint32_t parent_id, viommu_id, last_id = 0;
 	unsigned int num;
@@ -1602,6 +1602,39 @@ TEST_F(iommufd_smmuv3_nested, two_viommus_of_a_guest)
 	two_guests(_metadata, self, true);
 }
 
+/* Have the SMMU's driver see to events on one CPU only */
+static int events_on_cpu0(void)
+{
+	char line[512], path[64] = "";
+	FILE *file = fopen("/proc/interrupts", "r");
+	int irq;
+
+	if (!file)
+		return -1;
+	while (fgets(line, sizeof(line), file))
+		if (strstr(line, "arm-smmu-v3-evtq") &&
+		    sscanf(line, "%d:", &irq) == 1)
+			snprintf(path, sizeof(path),
+				 "/proc/irq/%d/smp_affinity_list", irq);
+	fclose(file);
+	return write_file(path, "0");
+}
+
+/* Before it does anything else on that CPU, the caller has to sleep */
+static int busy_on_cpu0(bool busy)
+{
+	struct sched_param param = { .sched_priority = busy ? 99 : 0 };
+	cpu_set_t cpus;
+
+	CPU_ZERO(&cpus);
+	CPU_SET(0, &cpus);
+	if (!busy)
+		CPU_SET(1, &cpus);
+	if (sched_setaffinity(0, sizeof(cpus), &cpus))
+		return -1;
+	return sched_setscheduler(0, busy ? SCHED_FIFO : SCHED_OTHER, &param);
+}
+
 /* What waits in the SMMU's queue when a device gets to another guest */
 TEST_F(iommufd_smmuv3_nested, events_of_former_guest)
 {
@@ -1619,15 +1652,22 @@ TEST_F(iommufd_smmuv3_nested, events_of_former_guest)
 				  STE1_S1CIR_WB | STE1_S1COR_WB |
 					  STE1_S1CSH_INNER,
 				  &s1_id));
+	ASSERT_EQ(0, events_on_cpu0());
 	for (i = 0; i != 3; i++) {
+		/* From here on the thread of the interrupt goes by that, too */
+		ASSERT_EQ(0, dma_to(edu, guest_iova(12), SMALL));
+		EXPECT_NE(0, events_drop(self->veventq_fd));
+
 		edu_dma_start(edu, EDU_BUFFER, guest_iova(12), PAGE_SIZE,
 			      EDU_DMA_TO_MEMORY);
+		ASSERT_EQ(0, busy_on_cpu0(true));
 		while (edu_read(edu, EDU_DMA_CMD) & EDU_DMA_RUN)
 			;
 		test_ioctl_destroy(self->vdevice_id);
 		test_cmd_vdevice_alloc(viommu_id, edu->dev_id, VIRT_SID,
 				       &vdevice_id);
 		ASSERT_EQ(0, edu_attach(edu, s1_id));
+		ASSERT_EQ(0, busy_on_cpu0(false));
 		EXPECT_EQ(0, events_drop(veventq_fd));
 		/* Its own are reported */
 		ASSERT_EQ(0, dma_to(edu, guest_iova(12), SMALL));
