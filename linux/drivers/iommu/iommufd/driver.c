@@ -44,7 +44,7 @@ struct device *iommufd_viommu_find_dev(struct iommufd_viommu *viommu,
 	lockdep_assert_held(&viommu->vdevs.xa_lock);
 
 	vdev = xa_load(&viommu->vdevs, vdev_id);
-	return vdev ? vdev->idev->dev : NULL;
+	return vdev && !vdev->hidden ? vdev->idev->dev : NULL;
 }
 EXPORT_SYMBOL_NS_GPL(iommufd_viommu_find_dev, IOMMUFD);
 
@@ -141,8 +141,8 @@ iommufd_viommu_find_veventq(struct iommufd_viommu *viommu, u32 type)
  *
  * The event is copied into the vEVENTQ of this type. If that is full, or there is no
  * memory, the event is lost, and user space finds out that it was. The time that
- * this takes depends neither on how many events there are in the queue nor on user
- * space.
+ * this takes does not depend on how many events there are in the queue. Who waits for
+ * one is woken up, as by any other wake-up: that takes longer the more there are.
  *
  * Context: Any but NMI, or where a spinlock_t can be taken if that sleeps. The caller
  * sees to it that @viommu's destroy callback has not been called, for example with a
@@ -209,8 +209,9 @@ EXPORT_SYMBOL_NS_GPL(iommufd_viommu_report_event, IOMMUFD);
  * goes away @dependent is destroyed first. A queue can depend on one other, and on
  * one that user space has: an ioctl that cannot answer takes back what it has made.
  *
- * Context: May not sleep. The caller has a lock that &iommufd_hw_queue.destroy takes,
- * or something else that keeps the memory of @depended.
+ * Context: Does not sleep. The caller has a lock that &iommufd_hw_queue.destroy takes,
+ * or something else that keeps the memory of @depended, but none that is taken in
+ * interrupts.
  * Return: 0, -ENOENT if user space does not have @depended so far or is destroying
  * it, -ENODEV if that has been revoked, or -EINVAL if they are not siblings.
  */

@@ -269,6 +269,7 @@ static void iommufd_vdevice_publish(struct iommufd_vdevice *vdev)
 	spin_unlock_irq(&viommu->virt_id_lock);
 }
 
+/* The ID stays taken: what somebody has got by it must not be about another device */
 static void iommufd_vdevice_unpublish(struct iommufd_vdevice *vdev)
 {
 	struct iommufd_viommu *viommu = vdev->viommu;
@@ -278,7 +279,9 @@ static void iommufd_vdevice_unpublish(struct iommufd_vdevice *vdev)
 	WRITE_ONCE(param->viommu, NULL);
 	spin_unlock_irq(&viommu->virt_id_lock);
 
-	xa_erase(&viommu->vdevs, vdev->virt_id);
+	xa_lock(&viommu->vdevs);
+	vdev->hidden = true;
+	xa_unlock(&viommu->vdevs);
 }
 
 static void iommufd_vdevice_undo_init(struct iommufd_vdevice *vdev)
@@ -286,6 +289,7 @@ static void iommufd_vdevice_undo_init(struct iommufd_vdevice *vdev)
 	iommufd_vdevice_unpublish(vdev);
 	if (vdev->destroy)
 		vdev->destroy(vdev);
+	xa_erase(&vdev->viommu->vdevs, vdev->virt_id);
 	refcount_dec(&vdev->viommu->obj.users);
 }
 

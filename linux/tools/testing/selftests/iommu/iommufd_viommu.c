@@ -798,6 +798,9 @@ TEST_F(iommufd_vdevice, L10_unplug_during_destroy)
 	call_start(&unplug);
 	EXPECT_WAITING(&unplug);
 	EXPECT_WAITING(&destroy);
+	/* The driver may have got something by that ID, about this device */
+	test_err_vdevice_alloc(EEXIST, self->viommu_id, self->other_device_id,
+			       1);
 	park(VDEVICE_DESTROY, RELEASE);
 	EXPECT_EQ(0, call_end(&destroy));
 	EXPECT_EQ(0, call_end(&unplug));
@@ -821,10 +824,15 @@ TEST_F(iommufd_vdevice, L10_destroy_during_unplug)
 	/* It is not over yet, but its virtual ID leads nowhere */
 	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(self->fd, self->viommu_id));
 	EXPECT_ERRNO(EINVAL, invalidate(self->fd, self->viommu_id, 1));
+	test_err_vdevice_alloc(EEXIST, self->viommu_id, self->other_device_id,
+			       1);
 	EXPECT_WAITING(&unplug);
 	park(VDEVICE_DESTROY, RELEASE);
 	EXPECT_EQ(0, call_end(&unplug));
 	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(self->fd, vdevice_id));
+	test_cmd_vdevice_alloc(self->viommu_id, self->other_device_id, 1,
+			       &vdevice_id);
+	test_ioctl_destroy(vdevice_id);
 	test_ioctl_destroy(self->viommu_id);
 }
 
