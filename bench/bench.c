@@ -889,6 +889,8 @@ static uint64_t unregister(struct row *row, unsigned int num)
 	for (i = 0; i != num; i++)
 		if (viommu_alloc(NULL, vm.fd, vm.dev_id, vm.parent_id, &id))
 			die("vIOMMU %u", i);
+	/* What was put off when the last such VM was closed is not its cost */
+	usleep(100000);
 	if (timed_ioctl(row, vm.fd, IOMMU_TEST_CMD, &cmd))
 		die("unregistering an IOMMU");
 	vm_close(&vm);
