@@ -1155,7 +1155,8 @@ static void bench_commands(void)
 		uint32_t num;
 		bool refused;
 	} series[] = {
-		{ 1 }, { 63 }, { 64 }, { 64, true }, { 65 }, { 256 }, { 4096 },
+		{ 1, false },  { 63, false },  { 64, false },  { 64, true },
+		{ 65, false }, { 256, false }, { 4096, false },
 	};
 	struct entry_data *mark = make_entries(1, 1);
 	struct vm vm;
