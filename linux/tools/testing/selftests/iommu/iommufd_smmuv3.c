@@ -971,18 +971,23 @@ FIXTURE_TEARDOWN(iommufd_smmuv3_nested)
 	teardown_iommufd(self->fd, _metadata);
 }
 
+static int get_hw_info(int fd, uint32_t dev_id, struct iommu_hw_info *cmd,
+		       struct iommu_hw_info_arm_smmuv3 *info)
+{
+	cmd->size = sizeof(*cmd);
+	cmd->dev_id = dev_id;
+	cmd->data_len = sizeof(*info);
+	cmd->data_uptr = (uintptr_t)info;
+	return ioctl(fd, IOMMU_GET_HW_INFO, cmd);
+}
+
 /* What the hardware says that this needs */
 TEST_F(iommufd_smmuv3_nested, hw_info)
 {
 	struct iommu_hw_info_arm_smmuv3 info = {};
-	struct iommu_hw_info cmd = {
-		.size = sizeof(cmd),
-		.dev_id = self->edu.dev_id,
-		.data_len = sizeof(info),
-		.data_uptr = (uintptr_t)&info,
-	};
+	struct iommu_hw_info cmd = {};
 
-	ASSERT_EQ(0, ioctl(self->fd, IOMMU_GET_HW_INFO, &cmd));
+	ASSERT_EQ(0, get_hw_info(self->fd, self->edu.dev_id, &cmd, &info));
 	EXPECT_EQ(IOMMU_HW_INFO_TYPE_ARM_SMMUV3, cmd.out_data_type);
 	EXPECT_EQ(sizeof(info), cmd.data_len);
 	EXPECT_EQ(0, info.flags);
@@ -1314,12 +1319,7 @@ TEST_F(iommufd_smmuv3_nested, L13_bad_ste)
 TEST_F(iommufd_smmuv3_nested, L13_bad_command)
 {
 	struct iommu_hw_info_arm_smmuv3 info = {};
-	struct iommu_hw_info hw_info = {
-		.size = sizeof(hw_info),
-		.dev_id = self->edu.dev_id,
-		.data_len = sizeof(info),
-		.data_uptr = (uintptr_t)&info,
-	};
+	struct iommu_hw_info hw_info = {};
 	/* Without the substream ID and what tells that there is one */
 	struct {
 		uint8_t op;
@@ -1339,7 +1339,7 @@ TEST_F(iommufd_smmuv3_nested, L13_bad_command)
 	uint32_t num;
 	unsigned int op, i, bit;
 
-	ASSERT_EQ(0, ioctl(self->fd, IOMMU_GET_HW_INFO, &hw_info));
+	ASSERT_EQ(0, get_hw_info(self->fd, self->edu.dev_id, &hw_info, &info));
 	/* IDR1.SSIDSIZE, IDR0.ASID16, IDR3.RIL, IDR5: granules of 4, 16, 64 KiB */
 	ssids = (BIT64(info.idr[1] >> 6 & 31) - 1) << 12;
 	for (i = 0; i != ARRAY_SIZE(cmds); i++) {
