@@ -12,7 +12,7 @@ VARIANT ?= plain
 ARCH ?= x86_64
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help demo demo-vmm check check-arm64 check-base-faults check-series tree export kernel apply \
+.PHONY: help demo demo-vmm check check-arm64 check-base-faults check-series tree export kernel apply mail \
 	packages bench bench-parallel evidence coverage kcsan leaks faults model mutants fuzz endurance
 
 help:		## this list
@@ -33,8 +33,8 @@ check-arm64:	## run the tests of the SMMUv3 driver, on an emulated arm64 machine
 check-base-faults:	## show that the base has the faults that parts 2 and 3 mend
 	@scripts/check-base-faults
 
-check-series: tree	## check the series patch by patch (make check does it as one change)
-	@scripts/check-series
+check-series:	## check the series patch by patch (make check does it as one change)
+	@GET_TREE=1 scripts/check-series
 
 bench:		## what each call costs, in instructions (PEER=dir, TRACE=row, PLOT=1, ARCH=arm64)
 	@scripts/bench -a '$(ARCH)'
@@ -54,17 +54,17 @@ kcsan:		## look for data races (KCSAN_TIME=seconds)
 leaks:		## let an IOMMU go away 100,000 times, and look for what is lost
 	@scripts/endurance leaks
 
-faults: tree	## let each call fail at each of its points
-	@scripts/faults
+faults:	## let each call fail at each of its points
+	@GET_TREE=1 scripts/faults
 
-model: tree	## check the model of references and revocation with spin
-	@scripts/model
+model:	## check the model of references and revocation with spin
+	@GET_TREE=1 scripts/model
 
-mutants: tree	## break the code in small ways: the tests must notice
-	@scripts/mutants $(MUTANT)
+mutants:	## break the code in small ways: the tests must notice
+	@GET_TREE=1 scripts/mutants $(MUTANT)
 
-fuzz: tree	## random calls, guided by coverage (FUZZ_TIME=seconds)
-	@scripts/fuzz
+fuzz:	## random calls, guided by coverage (FUZZ_TIME=seconds)
+	@GET_TREE=1 scripts/fuzz
 
 endurance:	## a million hotplugs, 100,000 registrations of an IOMMU, with traffic
 	@scripts/endurance endurance
@@ -75,11 +75,14 @@ tree:		## get the kernel source and apply the series, in build/linux
 export:		## write series/ and linux/ from the commits in build/linux
 	@scripts/export
 
-kernel: tree	## build the kernel (VARIANT=plain, debug, ...; ARCH=x86_64, arm64)
-	@scripts/kernel -a '$(ARCH)' '$(VARIANT)'
+kernel:	## build the kernel (VARIANT=plain, debug, ...; ARCH=x86_64, arm64)
+	@GET_TREE=1 scripts/kernel -a '$(ARCH)' '$(VARIANT)'
 
-apply:		## apply the series to a kernel tree of your own (TREE=folder)
-	@scripts/apply "$$TREE"
+apply:		## apply the series to a kernel tree of your own (TREE=folder; UNDO=1 takes it out again)
+	@scripts/apply $${UNDO:+-R} "$$TREE"
+
+mail:		## write a part as mail, in build/mail (PART=1-fixes FROM="Name <address>"; V=2)
+	@GET_TREE=1 scripts/mail
 
 packages:	## install the Debian packages that make check needs
 	@scripts/packages

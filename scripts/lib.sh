@@ -33,6 +33,35 @@ packages_model="spin gcc libc6-dev:/usr/include/stdio.h"
 note() { printf '%s: %s\n' "$me" "$*" >&2; }
 die() { note "$@"; exit 1; }
 
+# quote WORD: as it has to be typed for a shell
+quote() {
+	case $1 in
+	'' | *[!a-zA-Z0-9_./:@%+=,-]*) printf '%s\n' "$1" | sed "s/'/'\\\\''/g; 1s/^/'/; \$s/\$/'/" ;;
+	*) printf '%s\n' "$1" ;;
+	esac
+}
+
+# What is called wrong is said at once, and not after a download or a build.
+case $me in
+apply | packages | evidence) ;;
+*)
+	case $build in
+	*[[:space:]:]*) die "kbuild cannot work in a folder with blanks or colons: $build; name another with BUILD=folder" ;;
+	esac ;;
+esac
+case ${ACCEL-} in
+'' | kvm | tcg) ;;
+*) die "ACCEL=$ACCEL: neither kvm nor tcg" ;;
+esac
+
+# Scripts that work on the tree call this when they have checked their arguments. Make
+# sets GET_TREE to have it brought up to date first.
+get_tree() {
+	[ -n "${GET_TREE-}" ] || return 0
+	unset GET_TREE
+	"$top/scripts/tree"
+}
+
 as_root() {
 	if [ "$(id -u)" = 0 ]; then
 		"$@"
@@ -227,11 +256,17 @@ kernel_version() {
 	' "$1/Makefile"
 }
 
+# From here on git works in the repository that it is told to, whatever the
+# environment says. The user's settings stay.
+forget_git() {
+	unset $(git rev-parse --local-env-vars) GIT_EXTERNAL_DIFF GIT_DIFF_OPTS \
+		GIT_TRACE GIT_NAMESPACE GIT_CEILING_DIRECTORIES
+}
+
 # From here on git knows only what is said here: nothing of the user's or the
 # system's settings, so that all get the same commits and files.
 isolate_git() {
-	unset $(git rev-parse --local-env-vars) GIT_EXTERNAL_DIFF GIT_DIFF_OPTS \
-		GIT_TRACE GIT_NAMESPACE GIT_CEILING_DIRECTORIES
+	forget_git
 	export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null
 	export GIT_ATTR_NOSYSTEM=1 GIT_GLOB_PATHSPECS=1 GIT_EDITOR=: GIT_PAGER=cat
 	export GIT_COMMITTER_NAME=Linux GIT_COMMITTER_EMAIL=base@localhost
