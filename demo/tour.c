@@ -8,8 +8,9 @@
  * mock IOMMU behind it, so that the tour runs on any machine. What the mock does
  * for hardware and for the administrator is in the functions that are marked so.
  *
- * Each step prints a line. The first one that does not come out as it must ends
- * the tour with exit status 1.
+ * Each step prints a line, with the seconds since the start; what some of them
+ * prove together is said after them, in colour with the argument "color". The
+ * first one that does not come out as it must ends the tour with exit status 1.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -23,20 +24,36 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <linux/iommufd.h>
 #include "iommufd_test.h"	/* the mock's test interface */
 
 static int iommufd;
+static int steps;
+static struct timespec start;
+static const char *bold = "", *green = "", *red = "", *plain = "";
+
+static double seconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec - start.tv_sec + (now.tv_nsec - start.tv_nsec) / 1e9;
+}
+
+static void title(const char *what)
+{
+	printf("\n%s%s%s\n", bold, what, plain);
+}
 
 __attribute__((format(printf, 1, 2)))
 static void say(const char *format, ...)
 {
-	static int step;
 	va_list args;
 
-	printf("%2d  ", ++step);
+	printf("%2d %7.3f s  ", ++steps, seconds());
 	va_start(args, format);
 	vprintf(format, args);
 	va_end(args);
@@ -44,9 +61,16 @@ static void say(const char *format, ...)
 	fflush(stdout);
 }
 
+/* What the steps since the last call of this have proved */
+static void proves(const char *what)
+{
+	printf("   %s=> %s%s\n", green, what, plain);
+	fflush(stdout);
+}
+
 static void fail(const char *what)
 {
-	printf("    FAILED: %s: %s\n", what, strerror(errno));
+	printf("    %sFAILED: %s: %s%s\n", red, what, strerror(errno), plain);
 	exit(1);
 }
 
@@ -303,7 +327,7 @@ static int is_gone(volatile uint32_t *page)
 	return 0;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	/* What the guest calls its devices */
 	enum { GUEST_NIC = 0x10, GUEST_GPU = 0x20 };
@@ -316,6 +340,15 @@ int main(void)
 	struct device nic, gpu;
 	void *guest_memory;
 
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	if (argc > 1 && !strcmp(argv[1], "color")) {
+		bold = "\033[1m";
+		green = "\033[32m";
+		red = "\033[31m";
+		plain = "\033[0m";
+	}
+
+	title("A VM, and two devices for it");
 	/* An iommufd belongs to one VM: all IDs are private to it */
 	iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
 	if (iommufd < 0)
@@ -361,6 +394,9 @@ int main(void)
 	say("the physical IOMMU behind device %u is of type %#x", nic.id,
 	    info.out_data_type);
 
+	proves("a VMM sets a VM up with the calls that it knows");
+
+	title("A vIOMMU for each physical IOMMU");
 	/* Stage 2 of the translation, with what is mapped in the IOAS in it */
 	struct iommu_hwpt_alloc parent = {
 		.size = sizeof(parent),
@@ -398,6 +434,9 @@ int main(void)
 	say("attached to what the guest translates: HWPT %u and HWPT %u",
 	    nested[0], nested[1]);
 
+	proves("one stage 2 serves vIOMMUs on two IOMMUs, and what is in use stays");
+
+	title("The guest's commands");
 	/* The guest has changed them, and tells its IOMMU */
 	check_cache(nic, IOMMU_TEST_DEV_CACHE_DEFAULT);
 	commands[0] = (struct iommu_viommu_invalidate_selftest){
@@ -420,6 +459,9 @@ int main(void)
 	say("one with a device that is not on this vIOMMU: EINVAL after %u",
 	    invalidate.entry_num);
 
+	proves("commands in the guest's own numbers reach its devices, and no others");
+
+	title("The guest's events and queues");
 	struct iommu_veventq_alloc veventq = {
 		.size = sizeof(veventq),
 		.viommu_id = viommu[0].id,
@@ -457,6 +499,9 @@ int main(void)
 	must_not("IOMMU_IOAS_UNMAP", IOMMU_IOAS_UNMAP, &unmap, EBUSY);
 	say("that memory cannot be unmapped: EBUSY");
 
+	proves("the guest hears of its device, and memory that hardware reads stays");
+
+	title("Hot-unplug");
 	/* Hot-unplug. Nothing here holds the device: not the vIOMMU, not the vDEVICE */
 	unplug(nic);
 	destroy_refused(vdevice[0], ENOENT);
@@ -471,6 +516,9 @@ int main(void)
 	say("another one has its place: device %u, vDEVICE %u, same vIOMMU %u",
 	    nic.id, vdevice[0], viommu[0].id);
 
+	proves("a device can be unplugged at any time, and its place taken again");
+
+	title("A physical IOMMU goes away");
 	/*
 	 * Somebody takes a physical IOMMU away, or unbinds its driver. That does
 	 * not wait for the VMM. What the VMM notices is ENODEV, and what it has to
@@ -509,6 +557,9 @@ int main(void)
 	say("device %u and vIOMMU %u go on, on HWPT %u as before", gpu.id,
 	    viommu[1].id, parent.out_hwpt_id);
 
+	proves("it does not wait for the VMM, leaves nothing in use behind, and harms no other");
+
+	title("The end");
 	/* What is left can be destroyed in any order, but for what user space has */
 	unplug(nic);
 	destroy(viommu[0].id);
@@ -536,5 +587,8 @@ int main(void)
 	if (close(iommufd))
 		fail("close");
 	say("everything is cleaned up");
+	proves("all can be given back");
+	printf("\n%sShown in %d steps and %.1f s: vIOMMUs on two physical IOMMUs, a hot-unplug, and an IOMMU that went away under its users.%s\n",
+	       bold, steps, seconds(), plain);
 	return 0;
 }
