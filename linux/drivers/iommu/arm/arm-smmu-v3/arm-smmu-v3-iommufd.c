@@ -182,16 +182,9 @@ int arm_smmu_check_guest_ste(struct arm_smmu_device *smmu,
 		return -EIO;
 	}
 
-	switch (FIELD_GET(STRTAB_STE_1_EATS, ste[1])) {
-	case STRTAB_STE_1_EATS_ABT:
-		break;
-	case STRTAB_STE_1_EATS_TRANS:
-		if (smmu->features & ARM_SMMU_FEAT_ATS)
-			break;
-		fallthrough;
-	default:
+	/* Whether there is ATS is known when there is a device: without, it is ignored */
+	if (FIELD_GET(STRTAB_STE_1_EATS, ste[1]) > STRTAB_STE_1_EATS_TRANS)
 		return -EIO;
-	}
 
 	/* With one context descriptor the table has no format, nor substreams */
 	if (!FIELD_GET(STRTAB_STE_0_S1CDMAX, ste[0])) {
@@ -279,33 +272,50 @@ static int arm_vsmmu_vdevice_init(struct iommufd_vdevice *vdev)
 	return 0;
 }
 
-/* From a virtual stream ID to the physical one */
-static int arm_vsmmu_find_sid(struct arm_vsmmu *vsmmu, u32 vsid, u32 *sid,
-			      bool *has_ats)
+/* From a virtual stream ID to the device, for the commands that have one */
+static const struct arm_vsmmu_stream *
+arm_vsmmu_find_stream(struct arm_vsmmu *vsmmu, const u64 *cmd,
+		      struct arm_vsmmu_stream *stream)
 {
+	struct arm_smmu_device *smmu = vsmmu->smmu;
 	struct arm_smmu_master *master;
 	struct device *dev;
-	int ret = -EIO;
+
+	switch (FIELD_GET(CMDQ_0_OP, cmd[0])) {
+	case CMDQ_OP_ATC_INV:
+	case CMDQ_OP_CFGI_CD:
+	case CMDQ_OP_CFGI_CD_ALL:
+		break;
+	default:
+		return NULL;
+	}
 
 	xa_lock(&vsmmu->core.vdevs);
-	dev = iommufd_viommu_find_dev(&vsmmu->core, vsid);
+	dev = iommufd_viommu_find_dev(&vsmmu->core,
+				      FIELD_GET(CMDQ_CFGI_0_SID, cmd[0]));
 	if (dev) {
 		master = dev_iommu_priv_get(dev);
-		*sid = master->streams[0].id;
-		*has_ats = arm_smmu_ats_supported(master);
-		ret = 0;
+		stream->sid = master->streams[0].id;
+		stream->ssid_bits = master->ssid_bits;
+		/* It may be the host's own table that they are too many for */
+		if (master->ssid_bits == CTXDESC_LINEAR_CDMAX &&
+		    !(smmu->features & ARM_SMMU_FEAT_2_LVL_CDTAB))
+			stream->ssid_bits = smmu->ssid_bits;
+		stream->ats = arm_smmu_ats_supported(master);
 	}
 	xa_unlock(&vsmmu->core.vdevs);
-	return ret;
+	return dev ? stream : NULL;
 }
 
 /*
  * Make a guest's command (4.3 to 4.5) one that concerns nothing but the VM. It must
  * not be illegal either: then the SMMU stops taking commands from anybody until that is
- * mended (7.1 "Command queue errors"). Returns 1 if there is nothing to be done.
+ * mended (7.1 "Command queue errors"). @stream is the device that it names, if any.
+ * Returns 1 if there is nothing to be done.
  */
 VISIBLE_IF_KUNIT
-int arm_vsmmu_convert_cmd(struct arm_vsmmu *vsmmu, u64 *cmd)
+int arm_vsmmu_convert_cmd(struct arm_vsmmu *vsmmu,
+			  const struct arm_vsmmu_stream *stream, u64 *cmd)
 {
 	struct arm_smmu_device *smmu = vsmmu->smmu;
 	const u64 asids = (1ULL << smmu->asid_bits) - 1;
@@ -313,8 +323,6 @@ int arm_vsmmu_convert_cmd(struct arm_vsmmu *vsmmu, u64 *cmd)
 	u64 known[CMDQ_ENT_DWORDS] = { CMDQ_0_OP };
 	u8 op = FIELD_GET(CMDQ_0_OP, cmd[0]);
 	unsigned int tg;
-	bool has_ats;
-	u32 sid;
 
 	switch (op) {
 	case CMDQ_OP_TLBI_NSNH_ALL:
@@ -364,6 +372,13 @@ int arm_vsmmu_convert_cmd(struct arm_vsmmu *vsmmu, u64 *cmd)
 	case CMDQ_OP_TLBI_NH_VA:
 	case CMDQ_OP_TLBI_NH_VAA:
 		/*
+		 * Not every SMMU has level 1 with 16 KiB (IDR5.DS). The others take it for
+		 * no level. That is more than what was asked for where there is one.
+		 */
+		if (FIELD_GET(CMDQ_TLBI_1_TG, cmd[1]) == 2 &&
+		    FIELD_GET(CMDQ_TLBI_1_TTL, cmd[1]) == 1)
+			cmd[1] &= ~CMDQ_TLBI_1_TTL;
+		/*
 		 * One page without a level is reserved among the ranges (4.4.1), but some
 		 * guests ask for it. It is the same as no range. Nor do the other fields
 		 * mean anything without a granule.
@@ -386,15 +401,25 @@ int arm_vsmmu_convert_cmd(struct arm_vsmmu *vsmmu, u64 *cmd)
 		fallthrough;
 	case CMDQ_OP_CFGI_CD:
 	case CMDQ_OP_CFGI_CD_ALL:
-		if (arm_vsmmu_find_sid(vsmmu,
-				       FIELD_GET(CMDQ_CFGI_0_SID, cmd[0]),
-				       &sid, &has_ats))
+		if (!stream)
 			return -EIO;
 		/* A device that knows nothing of it would let it time out */
-		if (op == CMDQ_OP_ATC_INV && !has_ats)
+		if (op == CMDQ_OP_ATC_INV && !stream->ats)
 			return 1;
+		if (op == CMDQ_OP_ATC_INV && cmd[0] & CMDQ_0_SSV) {
+			/* Nor may it get a PASID that it has not, it caches none */
+			if (!stream->ssid_bits)
+				return 1;
+			if (FIELD_GET(CMDQ_ATC_0_SSID, cmd[0]) >>
+			    stream->ssid_bits) {
+				if (!(cmd[0] & CMDQ_ATC_0_GLOBAL))
+					return 1;
+				/* Those of all PASIDs: any will do */
+				cmd[0] &= ~CMDQ_ATC_0_SSID;
+			}
+		}
 		cmd[0] &= ~CMDQ_CFGI_0_SID;
-		cmd[0] |= FIELD_PREP(CMDQ_CFGI_0_SID, sid);
+		cmd[0] |= FIELD_PREP(CMDQ_CFGI_0_SID, stream->sid);
 		return 0;
 	}
 
@@ -405,8 +430,18 @@ int arm_vsmmu_convert_cmd(struct arm_vsmmu *vsmmu, u64 *cmd)
 EXPORT_SYMBOL_IF_KUNIT(arm_vsmmu_convert_cmd);
 
 /*
+ * While the SMMU still has the old translation, a device may fetch that again (4.5.1
+ * "CMD_ATC_INV"). @last is the command before @op that no CMD_SYNC is behind, or 0.
+ */
+VISIBLE_IF_KUNIT bool arm_vsmmu_needs_sync(u8 last, u8 op)
+{
+	return op == CMDQ_OP_ATC_INV && last && last != CMDQ_OP_ATC_INV;
+}
+EXPORT_SYMBOL_IF_KUNIT(arm_vsmmu_needs_sync);
+
+/*
  * The commands go into the queue in their order, and there is one CMD_SYNC behind them
- * all: what has completed is known only then.
+ * all, or behind what has to come first: what has completed is known only then.
  */
 static int arm_vsmmu_cache_invalidate(struct iommufd_viommu *viommu,
 				      struct iommu_user_data_array *array)
@@ -418,17 +453,20 @@ static int arm_vsmmu_cache_invalidate(struct iommufd_viommu *viommu,
 	struct arm_smmu_cmdq *cmdq = &smmu->cmdq;
 	u32 num = array->entry_num;
 	int ret = 0, sync_ret = 0;
-	bool pending = false;
 	unsigned int n = 0;
-	u32 i;
+	u32 i, done = 0;
+	u8 last = 0;
 
 	array->entry_num = 0;
 	if (array->type != type)
 		return -EINVAL;
 
 	for (i = 0; i != num; i++) {
+		const struct arm_vsmmu_stream *stream;
 		struct iommu_viommu_arm_smmuv3_invalidate arg;
+		struct arm_vsmmu_stream found;
 		u64 *cmd;
+		u8 op;
 
 		/* Not before there is another: the last go with the CMD_SYNC */
 		if (n == CMDQ_BATCH_ENTRIES) {
@@ -445,19 +483,32 @@ static int arm_vsmmu_cache_invalidate(struct iommufd_viommu *viommu,
 			break;
 		cmd[0] = le64_to_cpu(arg.cmd[0]);
 		cmd[1] = le64_to_cpu(arg.cmd[1]);
-		ret = arm_vsmmu_convert_cmd(vsmmu, cmd);
+		stream = arm_vsmmu_find_stream(vsmmu, cmd, &found);
+		ret = arm_vsmmu_convert_cmd(vsmmu, stream, cmd);
 		if (ret < 0)
 			break;
 		if (ret)
 			continue;
-		pending = true;
+		op = FIELD_GET(CMDQ_0_OP, cmd[0]);
+		if (arm_vsmmu_needs_sync(last, op)) {
+			sync_ret = arm_smmu_cmdq_issue_cmdlist(smmu, cmdq, cmds,
+							       n, true);
+			last = 0;
+			if (sync_ret)
+				break;
+			done = i;
+			cmds[0] = cmd[0];
+			cmds[1] = cmd[1];
+			n = 0;
+		}
+		last = op;
 		n++;
 	}
 
-	if (pending)
+	if (last)
 		sync_ret = arm_smmu_cmdq_issue_cmdlist(smmu, cmdq, cmds, n,
 						       true);
-	array->entry_num = sync_ret ? 0 : i;
+	array->entry_num = sync_ret ? done : i;
 	if (sync_ret)
 		return sync_ret;
 	return ret < 0 ? ret : 0;

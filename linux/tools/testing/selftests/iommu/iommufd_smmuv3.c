@@ -1305,6 +1305,11 @@ TEST_F(iommufd_smmuv3_nested, L13_bad_ste)
 			TH_LOG("case %u", i);
 		}
 	}
+	/* ATS is left out where the hardware has none */
+	ASSERT_EQ(0, nested_alloc(self->fd, self->edu.dev_id, self->viommu_id,
+				  STE0_V | STE0_S1_TRANS | page_iova(CD),
+				  1ULL << 28, &hwpt_id));
+	test_ioctl_destroy(hwpt_id);
 	/* One that is not valid is as if it blocked */
 	ASSERT_EQ(0, nested_alloc(self->fd, self->edu.dev_id, self->viommu_id,
 				  ~STE0_V, ~0ULL, &hwpt_id));
@@ -1408,7 +1413,7 @@ TEST_F(iommufd_smmuv3_nested, L13_bad_command)
 	guest_command(0x40 | (uint64_t)VIRT_SID << 32, 52);
 }
 
-/* One more than there are VMIDs, of vIOMMUs and nesting parents */
+/* One more than there are VMIDs: a nesting parent has one if it is attached itself */
 TEST_F_TIMEOUT(iommufd_smmuv3_nested, L12_no_vmid_left, 180)
 {
 	uint32_t parent_id, viommu_id, last_id = 0;
@@ -1424,9 +1429,10 @@ TEST_F_TIMEOUT(iommufd_smmuv3_nested, L12_no_vmid_left, 180)
 	/* With 8 or 16 bits, and those that are in use already */
 	EXPECT_EQ(true, num >= 256 - 8);
 	ASSERT_EQ(true, num <= 65536 - 2);
-	EXPECT_ERRNO(ENOSPC,
-		     hwpt_alloc(self->fd, self->edu.dev_id, self->ioas_id,
+	ASSERT_EQ(0, hwpt_alloc(self->fd, self->edu.dev_id, self->ioas_id,
 				IOMMU_HWPT_ALLOC_NEST_PARENT, &parent_id));
+	EXPECT_ERRNO(ENOSPC, edu_attach(&self->edu, parent_id));
+	test_ioctl_destroy(parent_id);
 	/* Stage 1 needs none */
 	ASSERT_EQ(0, hwpt_alloc(self->fd, self->edu.dev_id, self->ioas_id, 0,
 				&parent_id));
@@ -1434,9 +1440,12 @@ TEST_F_TIMEOUT(iommufd_smmuv3_nested, L12_no_vmid_left, 180)
 	test_ioctl_destroy(last_id);
 	ASSERT_EQ(0, hwpt_alloc(self->fd, self->edu.dev_id, self->ioas_id,
 				IOMMU_HWPT_ALLOC_NEST_PARENT, &parent_id));
+	ASSERT_EQ(0, edu_attach(&self->edu, parent_id));
+	load(&self->edu, page_iova(GOOD), PAGE_SIZE, LOADED);
+	ASSERT_EQ(0, dma_to(&self->edu, page_iova(FREE), PAGE_SIZE));
+	EXPECT_EQ(PAGE_SIZE, filled(page(FREE), PAGE_SIZE, LOADED));
 	EXPECT_ERRNO(ENOSPC, viommu_alloc(self->fd, self->edu.dev_id,
 					  self->parent_id, &viommu_id));
-	test_ioctl_destroy(parent_id);
 }
 
 /* How many were done is exactly those before the bad one, whatever the batches are */
