@@ -193,8 +193,15 @@ bit on[NO], claimed[NO], revoking[NO];
 #ifdef MOVABLE
 byte holder_iommu[NO];
 #define on_iommu(o) holder_iommu[o]
-bit shared_revoke_lock;
+/* How many are built on it, on whichever instance. It is not revoked before them. */
+byte uppers[NO];
+#ifdef BROKEN_UPPERS_ARE_NOT_COUNTED
+#define has_uppers(o) 0
 #else
+#define has_uppers(o) uppers[o]
+#endif
+#else
+#define has_uppers(o) 0
 #define on_iommu(o) iommu(o)
 #endif
 
@@ -434,7 +441,10 @@ inline iommu_device_get(d, ret)
 #endif
 }
 
-/* = iommu_device_add_holder() drivers/iommu/iommu.c */
+/* = iommu_device_add_holder() drivers/iommu/iommu.c
+ * = iommu_device_add_upper_holder() drivers/iommu/iommu.c
+ * = iommu_device_link_holder() drivers/iommu/iommu.c
+ */
 inline iommu_device_add_holder(i, o, ret)
 {
 	d_step {
@@ -443,9 +453,23 @@ inline iommu_device_add_holder(i, o, ret)
 		ret = 1;
 #else
 		ret = registered[i];
+#ifdef MOVABLE
+		if
+		:: parent(o) != NONE -> ret = (ret && registered[on_iommu(parent(o))])
+		:: else
+		fi;
+#endif
 #endif
 		if
-		:: ret -> L5(registered[i]); list_add(i, o)
+		:: ret ->
+			L5(registered[i]);
+#ifdef MOVABLE
+			if
+			:: parent(o) != NONE -> uppers[parent(o)]++
+			:: else
+			fi;
+#endif
+			list_add(i, o)
 		:: else
 		fi
 	}
@@ -515,6 +539,18 @@ inline iommu_device_put_holder(o)
 			fi
 		:: else
 		fi;
+#ifdef MOVABLE
+		if
+		:: parent(o) != NONE ->
+			MEM(mem[parent(o)]);
+			uppers[parent(o)]--;
+			if
+			:: !registered[on_iommu(parent(o))] -> wake_up_all(DEVICE_WAIT)
+			:: else
+			fi
+		:: else
+		fi;
+#endif
 		__iommu_device_put(i);
 		i = 0;
 #ifndef COARSE
@@ -706,7 +742,7 @@ inline release(o)
 	:: parent(o) != NONE && !revoked[o] -> d_step { MEM(mem[parent(o)]); obj_users[parent(o)]-- }
 	:: else
 	fi;
-#else
+#elif !defined(MOVABLE)
 	if
 	:: parent(o) != NONE -> d_step { MEM(mem[parent(o)]); obj_users[parent(o)]-- }
 	:: else
@@ -714,6 +750,14 @@ inline release(o)
 #endif
 #ifndef BROKEN_HOLDER_PUT_FIRST
 	iommu_device_put_holder(o)
+#endif
+#ifdef MOVABLE
+	;
+	/* The parent's holder knows of this one until then */
+	if
+	:: parent(o) != NONE -> d_step { MEM(mem[parent(o)]); obj_users[parent(o)]-- }
+	:: else
+	fi
 #endif
 }
 
@@ -883,9 +927,6 @@ end_live:
 	 * = iommu_device_move_holders() drivers/iommu/iommu.c
 	 */
 	unregistering[i0] = 1;
-#if defined(MOVABLE) && !defined(BROKEN_NO_SHARED_LOCK)
-	atomic { !shared_revoke_lock -> shared_revoke_lock = 1 };
-#endif
 	/* One step: under iommu_probe_device_lock and iommu_device_lock */
 	d_step {
 		registered[i0] = 0;
@@ -906,7 +947,7 @@ end_live:
 	/*
 	 * = iommu_device_revoke() drivers/iommu/iommu.c
 	 * = iommu_device_is_unused() drivers/iommu/iommu.c
-	 * = iommu_device_first_is_claimed() drivers/iommu/iommu.c
+	 * = iommu_device_first_is_busy() drivers/iommu/iommu.c
 	 */
 #ifndef BROKEN_WAIT_FOR_USER_SPACE
 	if
@@ -915,7 +956,7 @@ end_live:
 	fi;
 next:
 	if
-	:: d_step { held[i0] && (claimed[HOLDER(i0, held[i0] - 1)]) -> skip };
+	:: d_step { held[i0] && (claimed[HOLDER(i0, held[i0] - 1)] || has_uppers(HOLDER(i0, held[i0] - 1))) -> skip };
 #ifdef BROKEN_CLAIMED_IS_PASSED_BY
 		if
 		:: d_step {
@@ -928,14 +969,14 @@ next:
 		fi;
 #endif
 		do
-		:: d_step { !held[i0] || !claimed[HOLDER(i0, held[i0] - 1)] -> skip }; break
-		:: d_step { held[i0] && claimed[HOLDER(i0, held[i0] - 1)] -> asleep[me] = DEVICE_WAIT };
+		:: d_step { !held[i0] || !(claimed[HOLDER(i0, held[i0] - 1)] || has_uppers(HOLDER(i0, held[i0] - 1))) -> skip }; break
+		:: d_step { held[i0] && (claimed[HOLDER(i0, held[i0] - 1)] || has_uppers(HOLDER(i0, held[i0] - 1))) -> asleep[me] = DEVICE_WAIT };
 			!asleep[me]
 		od;
 		goto next
 
 	:: d_step {
-		held[i0] && !claimed[HOLDER(i0, held[i0] - 1)] ->
+		held[i0] && !claimed[HOLDER(i0, held[i0] - 1)] && !has_uppers(HOLDER(i0, held[i0] - 1)) ->
 		h = HOLDER(i0, held[i0] - 1);
 		list_del(i0, h);
 		revoking[h] = 1
@@ -1028,9 +1069,6 @@ revoked_all:
 		od;
 		k = 0
 	};
-#if defined(MOVABLE) && !defined(BROKEN_NO_SHARED_LOCK)
-	shared_revoke_lock = 0;
-#endif
 
 	/* It returns, and its caller frees the instance */
 	d_step {

@@ -170,15 +170,18 @@ static int unregister_thread(void *arg)
 }
 
 /* Unregister in a thread, until it has begun */
-static void unregister_start(struct kunit *test)
+static void unregister_start_of(struct kunit *test, struct test_iommu *t)
 {
-	struct test_iommu *t = test->priv;
-
 	t->thread = kthread_run(unregister_thread, t, "unregister");
 	KUNIT_ASSERT_FALSE(test, IS_ERR(t->thread));
 	wait_for_completion(&t->begun);
 	while (READ_ONCE(t->iommu.registered))
 		usleep_range(1000, 2000);
+}
+
+static void unregister_start(struct kunit *test)
+{
+	unregister_start_of(test, test->priv);
 }
 
 static bool unregister_ends(struct test_iommu *t)
@@ -535,6 +538,17 @@ static const struct iommu_device_holder_ops test_unwilling_holder_ops = {
 	.revoke = test_revoke_not,
 };
 
+static bool test_revoke_put_late(struct iommu_device_holder *holder)
+{
+	complete(&container_of(holder, struct test_holder, holder)->begun);
+	return true;
+}
+
+static const struct iommu_device_holder_ops test_late_holder_ops = {
+	.name = "late test holder",
+	.revoke = test_revoke_put_late,
+};
+
 static struct test_holder *test_hold(struct kunit *test, unsigned int *count,
 				     const struct iommu_device_holder_ops *ops)
 {
@@ -688,6 +702,103 @@ static void test_movable(struct kunit *test)
 			iommu_device_stack_holder(&low->holder, &high->holder,
 						  movable));
 	iommu_device_unregister(&alien);
+}
+
+/* Nothing older is revoked before the reference was dropped */
+static void test_put_late(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct test_holder *low, *high;
+	unsigned int count = 0;
+
+	low = test_hold(test, &count, &test_holder_ops);
+	high = test_hold(test, &count, &test_late_holder_ops);
+	unregister_start(test);
+	wait_for_completion(&high->begun);
+	KUNIT_EXPECT_TRUE(test, unregister_waits(t));
+	KUNIT_EXPECT_EQ(test, 0, low->revoked);
+	iommu_device_put_holder(&high->holder);
+	KUNIT_EXPECT_FALSE(test, iommu_device_claim_holder(&high->holder));
+	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
+	KUNIT_EXPECT_EQ(test, 1, low->revoked);
+}
+
+static struct test_iommu *test_register_other(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct test_iommu *other;
+
+	other = kunit_kzalloc(test, sizeof(*other), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, other);
+	init_completion(&other->begun);
+	init_completion(&other->ended);
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_register(&other->iommu, &test_ops,
+						       t->hwdev));
+	return other;
+}
+
+/* One that went to another instance stays below those that could not go there */
+static void test_moved_lower(struct kunit *test)
+{
+	struct test_holder *low, *top, *more;
+	struct test_iommu *other, *third;
+	struct test_iommu *t = test->priv;
+	unsigned int count = 0;
+
+	other = test_register_other(test);
+	low = test_hold(test, &count, &test_movable_holder_ops);
+	top = test_hold(test, &count, &test_slow_holder_ops);
+	more = test_hold(test, &count, &test_holder_ops);
+	test_let_go(test, more);
+	test_let_go(test, top);
+	KUNIT_ASSERT_TRUE(test, iommu_device_tryget(&t->iommu));
+	KUNIT_ASSERT_EQ(test, 0,
+			iommu_device_add_upper_holder(&t->iommu, &low->holder,
+						      &top->holder,
+						      &test_slow_holder_ops));
+	unregister_start(test);
+	wait_for_completion(&top->begun);
+	KUNIT_EXPECT_PTR_EQ(test, &other->iommu, low->holder.iommu);
+
+	unregister_start_of(test, other);
+	KUNIT_EXPECT_TRUE(test, unregister_waits(other));
+	KUNIT_EXPECT_EQ(test, 0, low->revoked);
+	third = test_register_other(test);
+	KUNIT_EXPECT_EQ(test, -ENODEV,
+			iommu_device_add_upper_holder(&third->iommu,
+						      &low->holder,
+						      &more->holder,
+						      &test_holder_ops));
+	iommu_device_unregister(&third->iommu);
+
+	complete(&top->go);
+	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
+	KUNIT_EXPECT_TRUE(test, unregister_ends(other));
+	KUNIT_EXPECT_EQ(test, 1, top->revoked);
+	KUNIT_EXPECT_EQ(test, 2, low->revoked);
+}
+
+/* What an instance waits for is nothing to the others of the driver */
+static void test_stuck_elsewhere(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct test_holder *low, *stuck;
+	struct test_iommu *other;
+	unsigned int count = 0;
+
+	other = test_register_other(test);
+	low = test_hold(test, &count, &test_movable_holder_ops);
+	stuck = test_hold(test, &count, &test_slow_holder_ops);
+	unregister_start(test);
+	wait_for_completion(&stuck->begun);
+	KUNIT_EXPECT_PTR_EQ(test, &other->iommu, low->holder.iommu);
+
+	unregister_start_of(test, other);
+	KUNIT_EXPECT_TRUE(test, unregister_ends(other));
+	KUNIT_EXPECT_EQ(test, 1, low->revoked);
+	KUNIT_EXPECT_TRUE(test, unregister_waits(t));
+	complete(&stuck->go);
+	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
 }
 
 static int claim_thread(void *arg)
@@ -927,6 +1038,9 @@ static struct kunit_case iommu_device_test_cases[] = {
 	KUNIT_CASE(test_claimed_both),
 	KUNIT_CASE(test_claimed_late),
 	KUNIT_CASE(test_claim_during_revoke),
+	KUNIT_CASE(test_put_late),
+	KUNIT_CASE(test_moved_lower),
+	KUNIT_CASE(test_stuck_elsewhere),
 	KUNIT_CASE(test_copy_struct),
 	KUNIT_CASE(test_copy_array),
 	KUNIT_CASE(test_hang_is_reported),

@@ -21,12 +21,10 @@
 
 #include "iommufd_private.h"
 
-/* Release the driver's part, and what is held for it but the physical IOMMU */
 static void iommufd_viommu_undo_init(struct iommufd_viommu *viommu)
 {
 	if (viommu->ops->destroy)
 		viommu->ops->destroy(viommu);
-	refcount_dec(&viommu->hwpt->common.obj.users);
 }
 
 static void iommufd_viommu_release(struct iommufd_viommu *viommu)
@@ -34,6 +32,8 @@ static void iommufd_viommu_release(struct iommufd_viommu *viommu)
 	iommufd_viommu_undo_init(viommu);
 	/* The driver, its ops included, may be gone from here on */
 	iommu_device_put_holder(&viommu->holder);
+	/* Not before the parent's holder does not have this one on it any more */
+	refcount_dec(&viommu->hwpt->common.obj.users);
 }
 
 /*
@@ -122,10 +122,13 @@ iommufd_viommu_alloc(struct iommufd_ctx *ictx, struct iommu_device *iommu_dev,
 	refcount_inc(&hwpt_paging->common.obj.users);
 
 	/* From here on the vIOMMU can be revoked, the driver is not needed */
-	rc = iommu_device_add_holder(iommu_dev, &viommu->holder,
-				     &iommufd_viommu_holder_ops);
+	rc = iommu_device_add_upper_holder(iommu_dev,
+					   &hwpt_paging->common.holder,
+					   &viommu->holder,
+					   &iommufd_viommu_holder_ops);
 	if (rc) {
 		iommufd_viommu_undo_init(viommu);
+		refcount_dec(&hwpt_paging->common.obj.users);
 		iommufd_object_abort(ictx, obj);
 		return ERR_PTR(rc);
 	}

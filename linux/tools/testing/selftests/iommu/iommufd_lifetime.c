@@ -1000,6 +1000,53 @@ TEST_F(iommufd_lifetime, L14_shared_during_unregister)
 	ASSERT_EQ(0, close(vm.fd));
 }
 
+/* One that cannot be unregistered yet does not keep the others from it */
+TEST_F(iommufd_lifetime, L14_shared_stuck)
+{
+	struct call other = { .fn = call_unregister, .fd = self->fd };
+	struct call hw_info = { .fn = call_hw_info };
+	struct vm vm, vm2, probe;
+	uint32_t iommu_id[2], id;
+	int i, tries = 0;
+
+	for (i = 0; i != 2; i++)
+		ASSERT_EQ(0, _test_cmd_iommu_register(self->fd,
+						      MOCK_IOMMU_SHARED_DOMAINS,
+						      &iommu_id[i]));
+	ASSERT_EQ(0, vm_open(&vm, iommu_id[0]));
+	ASSERT_EQ(0, vm_open(&probe, iommu_id[0]));
+	ASSERT_EQ(0, vm_open(&vm2, iommu_id[1]));
+	hw_info.fd = vm.fd;
+	hw_info.id = vm.device_id;
+	park(HW_INFO, ARM);
+	call_start(&hw_info);
+	park(HW_INFO, WAIT);
+	self->unreg.id = iommu_id[0];
+	call_start(&self->unreg);
+	while (!_test_cmd_hwpt_alloc(probe.fd, probe.device_id, probe.ioas_id,
+				     0, 0, &id, IOMMU_HWPT_DATA_NONE, NULL,
+				     0)) {
+		ASSERT_GT(10000, tries++);
+		sleep_ms(1);
+	}
+
+	other.id = iommu_id[1];
+	call_start(&other);
+	EXPECT_EQ(0, call_end(&other));
+	EXPECT_EQ(0, call_is_done(&self->unreg));
+	/* The last of them took the domains with it */
+	EXPECT_ERRNO(ENODEV, _test_cmd_hwpt_alloc(vm.fd, vm.device_id,
+						  vm.parent_id, 0, 0, &id,
+						  IOMMU_HWPT_DATA_NONE, NULL,
+						  0));
+	park(HW_INFO, RELEASE);
+	EXPECT_EQ(0, call_end(&hw_info));
+	EXPECT_EQ(0, call_end(&self->unreg));
+	ASSERT_EQ(0, close(probe.fd));
+	ASSERT_EQ(0, close(vm2.fd));
+	ASSERT_EQ(0, close(vm.fd));
+}
+
 /* A domain that is shared stays until the last of the instances goes */
 TEST_F(iommufd_lifetime, L14_shared)
 {
@@ -1156,6 +1203,72 @@ TEST_F(iommufd_lifetime, L8_module_of_a_hwpt)
 		ASSERT_EQ(0, module_load());
 	}
 	ASSERT_EQ(0, module_unload());
+}
+
+/*
+ * A device is unplugged while a HWPT that is allocated for it waits for the locks of
+ * the IOAS, under which a page of user space's is being pinned.
+ */
+
+static int call_map_page(int fd, uint32_t id, struct call *call)
+{
+	__u64 iova;
+
+	return _test_ioctl_ioas_map(fd, id, buffer, PAGE_SIZE, &iova,
+				    IOMMU_IOAS_MAP_READABLE |
+					    IOMMU_IOAS_MAP_WRITEABLE);
+}
+
+TEST_F(iommufd_lifetime, unplug_during_hwpt_alloc)
+{
+	struct call alloc = { .fn = call_hwpt_alloc };
+	struct call unplug = { .fn = call_destroy };
+	struct call map = { .fn = call_map_page };
+	uint32_t hwpt_id;
+	struct vm vm, other;
+	int uffd;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	/* One that the device is not attached to, so that unplugging needs no lock */
+	other = vm;
+	ASSERT_EQ(0, _test_ioctl_ioas_alloc(vm.fd, &other.ioas_id));
+	/* What is mapped is pinned at once */
+	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, other.ioas_id, 0,
+					  0, &hwpt_id, IOMMU_HWPT_DATA_NONE,
+					  NULL, 0));
+	memset(buffer, 1, PAGE_SIZE);
+	uffd = uffd_open(buffer, UFFDIO_REGISTER_MODE_WP);
+	if (uffd == -1)
+		SKIP(return, NEEDS_UFFD);
+	map.fd = vm.fd;
+	map.id = other.ioas_id;
+	call_start(&map);
+	ASSERT_EQ(0, uffd_wait(uffd));
+
+	/* It has found the device when it is let go, and waits next */
+	alloc.fd = vm.fd;
+	alloc.id = vm.device_id;
+	alloc.vm = &other;
+	park(DOMAIN_ALLOC, ARM);
+	call_start(&alloc);
+	park(DOMAIN_ALLOC, WAIT);
+	unplug.fd = vm.fd;
+	unplug.id = vm.stdev_id;
+	call_start(&unplug);
+	EXPECT_WAITING(&unplug);
+	park(DOMAIN_ALLOC, RELEASE);
+	EXPECT_EQ(0, call_end(&unplug));
+	EXPECT_EQ(0, call_is_done(&alloc));
+	EXPECT_EQ(0, call_is_done(&map));
+
+	ASSERT_EQ(0, uffd_unprotect(uffd, buffer));
+	EXPECT_EQ(0, call_end(&map));
+	EXPECT_EQ(0, call_end(&alloc));
+	/* The HWPT is as good as any whose device is gone */
+	EXPECT_EQ(0, _test_ioctl_destroy(vm.fd, alloc.out_id));
+	ASSERT_EQ(0, close(uffd));
+	unregister();
+	ASSERT_EQ(0, close(vm.fd));
 }
 
 /* L4: a call that is stuck in user memory is not waited for */
