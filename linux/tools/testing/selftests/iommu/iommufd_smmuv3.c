@@ -1414,7 +1414,7 @@ TEST_F(iommufd_smmuv3_nested, L13_bad_command)
 }
 
 /* One more than there are VMIDs: a nesting parent has one if it is attached itself */
-TEST_F_TIMEOUT(iommufd_smmuv3_nested, L12_no_vmid_left, 180)
+TEST_F_TIMEOUT(iommufd_smmuv3_nested, L12_no_vmid_left, 900)
 {
 	uint32_t parent_id, viommu_id, last_id = 0;
 	unsigned int num;
