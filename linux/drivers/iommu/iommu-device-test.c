@@ -42,6 +42,22 @@ static struct iommu_domain test_blocked_domain = {
 	.ops = &(const struct iommu_domain_ops){ .attach_dev = test_attach },
 };
 
+static struct iommu_domain test_default_domain = {
+	.type = IOMMU_DOMAIN_IDENTITY,
+	.ops = &(const struct iommu_domain_ops){ .attach_dev = test_attach },
+};
+
+static int test_attach_pasid(struct iommu_domain *domain, struct device *dev,
+			     ioasid_t pasid, struct iommu_domain *old)
+{
+	return 0;
+}
+
+static const struct iommu_domain_ops test_domain_ops = {
+	.attach_dev = test_attach,
+	.set_dev_pasid = test_attach_pasid,
+};
+
 static struct iommu_device *test_probe_device(struct device *dev)
 {
 	struct test_iommu **t = dev_get_platdata(dev);
@@ -70,7 +86,7 @@ static struct iommu_group *test_device_group(struct device *dev)
 }
 
 static const struct iommu_ops test_ops = {
-	.default_domain = &test_blocked_domain,
+	.default_domain = &test_default_domain,
 	.blocked_domain = &test_blocked_domain,
 	.probe_device = test_probe_device,
 	.probe_finalize = test_probe_finalize,
@@ -428,7 +444,7 @@ static void test_register_finds_devices(struct kunit *test)
 	iommu_device_put(&t->iommu);
 	group = iommu_group_get(&t->pdev->dev);
 	KUNIT_ASSERT_NOT_NULL(test, group);
-	KUNIT_EXPECT_PTR_EQ(test, &test_blocked_domain,
+	KUNIT_EXPECT_PTR_EQ(test, &test_default_domain,
 			    iommu_get_domain_for_dev(&t->pdev->dev));
 	test_unplug(t);
 	iommu_group_put(group);
@@ -464,6 +480,36 @@ static void test_unregister_unregistered(struct kunit *test)
 	iommu_device_put(&t->iommu);
 }
 
+/* What somebody asks for after the owner has lost the group, and must not get */
+static void test_group_is_blocked(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct device *dev = &t->pdev->dev;
+	struct iommu_domain domain = {
+		.type = IOMMU_DOMAIN_UNMANAGED,
+		.owner = &test_ops,
+		.ops = &test_domain_ops,
+	};
+	struct iommu_group *group = iommu_group_get(dev);
+
+	KUNIT_ASSERT_NOT_NULL(test, group);
+	KUNIT_EXPECT_EQ(test, -ENODEV, iommu_attach_device(&domain, dev));
+	KUNIT_EXPECT_EQ(test, -ENODEV, iommu_attach_group(&domain, group));
+	KUNIT_EXPECT_EQ(test, -ENODEV,
+			iommu_attach_group_handle(&domain, group, NULL));
+	KUNIT_EXPECT_EQ(test, -ENODEV,
+			iommu_group_replace_domain(group, &domain));
+	KUNIT_EXPECT_EQ(test, -ENODEV,
+			iommu_replace_group_handle(group, &domain, NULL));
+	KUNIT_EXPECT_EQ(test, -ENODEV,
+			iommu_attach_device_pasid(&domain, dev, 1, NULL));
+	/* One who detaches does not get it off the blocking domain either */
+	iommu_detach_group(&domain, group);
+	KUNIT_EXPECT_PTR_EQ(test, &test_blocked_domain,
+			    iommu_get_domain_for_dev(dev));
+	iommu_group_put(group);
+}
+
 /* Who has lost the device may still have it do DMA, so nobody gets the group */
 static void test_lose_dma_owner(struct kunit *test)
 {
@@ -474,8 +520,13 @@ static void test_lose_dma_owner(struct kunit *test)
 	KUNIT_ASSERT_EQ(test, 0, iommu_device_claim_dma_owner(dev, test));
 	iommu_device_lose_dma_owner(dev);
 	KUNIT_EXPECT_EQ(test, -EPERM, iommu_device_claim_dma_owner(dev, t));
+	/* Nor its owner, for another device of the group */
+	KUNIT_EXPECT_EQ(test, -ENODEV, iommu_device_claim_dma_owner(dev, test));
+	test_group_is_blocked(test);
 	iommu_device_release_dma_owner(dev);
 	KUNIT_EXPECT_EQ(test, -ENODEV, iommu_device_claim_dma_owner(dev, t));
+	KUNIT_EXPECT_EQ(test, -ENODEV, iommu_device_use_default_domain(dev));
+	test_group_is_blocked(test);
 	iommu_device_unregister(&t->iommu);
 }
 

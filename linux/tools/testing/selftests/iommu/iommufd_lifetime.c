@@ -17,6 +17,7 @@
  *  L14  a HWPT is revoked with the IOMMU, and the IOAS stays as it is
  */
 #define _GNU_SOURCE
+#include <glob.h>
 #include <sys/mman.h>
 #include <linux/vfio.h>
 
@@ -571,6 +572,100 @@ static int call_nested(int fd, uint32_t id, struct call *call)
 TEST_F(iommufd_lifetime, parked_in_nested_alloc)
 {
 	parked(_metadata, self, MOCK_PARK_DOMAIN_ALLOC, call_nested, -ENODEV);
+}
+
+/*
+ * One device of a group has lost its IOMMU and may still do DMA, and the others are
+ * about to. They are bound, and from before the HWPT that is being freed.
+ */
+static void attach_others(struct __test_metadata *_metadata,
+			  struct _test_data_iommufd_lifetime *self,
+			  bool attached)
+{
+	uint32_t iommu_id, stdev_id, device_id, hwpt_id, lost_id;
+	uint32_t other_id = 0;
+	struct vm vm = {};
+
+	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, MOCK_IOMMU_ONE_GROUP,
+					      &iommu_id));
+	self->unreg.id = iommu_id;
+	vm.fd = open("/dev/iommu", O_RDWR);
+	ASSERT_NE(-1, vm.fd);
+	ASSERT_EQ(0, _test_ioctl_ioas_alloc(vm.fd, &vm.ioas_id));
+	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(vm.fd, 0, iommu_id,
+						 MOCK_FLAGS_DEVICE_BIND_ONLY,
+						 &stdev_id, NULL, &device_id));
+	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, device_id, vm.ioas_id, 0, 0,
+					  &hwpt_id, IOMMU_HWPT_DATA_NONE, NULL,
+					  0));
+	if (attached)
+		ASSERT_EQ(0, _test_cmd_mock_domain_iommu(vm.fd, hwpt_id,
+							 iommu_id, 0, &other_id,
+							 NULL, NULL));
+	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, device_id, vm.ioas_id, 0, 0,
+					  &vm.parent_id, IOMMU_HWPT_DATA_NONE,
+					  NULL, 0));
+	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(vm.fd, 0, iommu_id,
+						 MOCK_FLAGS_DEVICE_BIND_ONLY,
+						 &lost_id, NULL, NULL));
+	park(DOMAIN_FREE, ARM);
+	call_start(&self->unreg);
+	park(DOMAIN_FREE, WAIT);
+	/* It has not lost anything so far, and neither has the HWPT */
+	EXPECT_EQ(0, _test_cmd_get_hw_info(vm.fd, device_id, NULL, 0, NULL,
+					   NULL));
+	EXPECT_ERRNO(ENODEV, _test_cmd_mock_domain_replace(vm.fd, stdev_id,
+							   hwpt_id, NULL));
+	if (attached) {
+		/* Then nothing is attached to the group any more */
+		EXPECT_EQ(0, _test_ioctl_destroy(vm.fd, other_id));
+		EXPECT_ERRNO(ENODEV,
+			     _test_cmd_mock_domain_replace(vm.fd, stdev_id,
+							   hwpt_id, NULL));
+	}
+	park(DOMAIN_FREE, RELEASE);
+	EXPECT_EQ(0, call_end(&self->unreg));
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+TEST_F(iommufd_lifetime, attach_after_revocation_of_another)
+{
+	attach_others(_metadata, self, false);
+}
+
+TEST_F(iommufd_lifetime, attach_after_revocation_of_another_and_detach)
+{
+	attach_others(_metadata, self, true);
+}
+
+/* The devices are revoked and not released, so the group must stay blocked */
+TEST_F(iommufd_lifetime, group_type_after_revocation)
+{
+	uint32_t device_id;
+	struct vm vm;
+	glob_t paths;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	/* It leaves a HWPT that is older than the next one */
+	ASSERT_EQ(0, vm_unplug(&vm));
+	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(vm.fd, 0, self->iommu_id,
+						 MOCK_FLAGS_DEVICE_BIND_ONLY,
+						 &vm.stdev_id, NULL,
+						 &device_id));
+	ASSERT_EQ(0, glob("/sys/bus/iommufd_mock/devices/*/iommu_group/type", 0,
+			  NULL, &paths));
+	/* Nobody else has one */
+	ASSERT_EQ(1, paths.gl_pathc);
+	park(DOMAIN_FREE, ARM);
+	call_start(&self->unreg);
+	park(DOMAIN_FREE, WAIT);
+	EXPECT_ERRNO(ENODEV, _test_cmd_get_hw_info(vm.fd, device_id, NULL, 0,
+						   NULL, NULL));
+	EXPECT_ERRNO(EPERM, write_file(paths.gl_pathv[0], "identity"));
+	park(DOMAIN_FREE, RELEASE);
+	EXPECT_EQ(0, call_end(&self->unreg));
+	globfree(&paths);
+	ASSERT_EQ(0, close(vm.fd));
 }
 
 /* The HWPT that the group is attached to is gone, and the devices about to be */
