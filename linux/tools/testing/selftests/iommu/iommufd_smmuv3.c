@@ -1757,7 +1757,7 @@ static void *invalidate_thread(void *arg)
 	return NULL;
 }
 
-TEST_F(iommufd_smmuv3_nested, unplug_during_invalidate)
+TEST_F_TIMEOUT(iommufd_smmuv3_nested, unplug_during_invalidate, 300)
 {
 	struct invalidator inv = {
 		.fd = self->fd,
