@@ -610,6 +610,7 @@ size_t arm_smmu_get_viommu_size(struct device *dev,
 		return 0;
 	return VIOMMU_STRUCT_SIZE(struct arm_vsmmu, core);
 }
+EXPORT_SYMBOL_IF_KUNIT(arm_smmu_get_viommu_size);
 
 int arm_vsmmu_init(struct iommufd_viommu *viommu,
 		   struct iommu_domain *parent_domain,
