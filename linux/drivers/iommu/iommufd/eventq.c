@@ -143,7 +143,7 @@ iommufd_veventq_fetch(struct iommufd_veventq *veventq, size_t count,
 		cur = ERR_PTR(-ENODEV);
 		goto out_unlock;
 	}
-	if (cur && count < sizeof(cur->header) + cur->data_len) {
+	if (count < sizeof(cur->header) + (cur ? cur->data_len : 0)) {
 		cur = ERR_PTR(-EINVAL);
 	} else if (cur == lost) {
 		veventq->lost = false;

@@ -225,7 +225,7 @@ FIXTURE_TEARDOWN(iommufd_hw_queue)
 		EXPECT_EQ(0, close(self->vm.fd));
 	if (self->probe.fd != -1)
 		EXPECT_EQ(0, close(self->probe.fd));
-	_test_cmd_iommu_unregister(self->fd, self->iommu_id);
+	EXPECT_EQ(0, iommu_end(self->fd, self->iommu_id));
 	EXPECT_EQ(0, _test_cmd_viommu_stats(self->fd, &inits, &destroys, NULL));
 	EXPECT_EQ(inits - self->inits, destroys - self->destroys);
 	check_refs(self->page[0], NUM_PAGES * PAGE_SIZE, 0);
@@ -1878,7 +1878,7 @@ FIXTURE_TEARDOWN(iommufd_mmap)
 		if (self->vm[i].fd != -1)
 			EXPECT_EQ(0, close(self->vm[i].fd));
 		/* What a test has left mapped is revoked here, if not before */
-		_test_cmd_iommu_unregister(self->fd, self->iommu_id[i]);
+		EXPECT_EQ(0, iommu_end(self->fd, self->iommu_id[i]));
 	}
 	if (self->probe.fd != -1)
 		EXPECT_EQ(0, close(self->probe.fd));

@@ -17,6 +17,7 @@
  *  L14  a HWPT is revoked with the IOMMU, and the IOAS stays as it is
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <glob.h>
 #include <sys/mman.h>
 #include <linux/vfio.h>
@@ -75,7 +76,7 @@ FIXTURE_SETUP(iommufd_lifetime)
 FIXTURE_TEARDOWN(iommufd_lifetime)
 {
 	EXPECT_EQ(0, unpark_all(self->fd));
-	_test_cmd_iommu_unregister(self->fd, self->iommu_id);
+	EXPECT_EQ(0, iommu_end(self->fd, self->iommu_id));
 	EXPECT_EQ(0, close(self->fd));
 }
 
@@ -340,7 +341,7 @@ FIXTURE_SETUP(iommufd_lifetime_bound)
 FIXTURE_TEARDOWN(iommufd_lifetime_bound)
 {
 	EXPECT_EQ(0, unpark_all(self->fd));
-	_test_cmd_iommu_unregister(self->fd, self->iommu_id);
+	EXPECT_EQ(0, iommu_end(self->fd, self->iommu_id));
 	if (self->fault_fd)
 		EXPECT_EQ(0, close(self->fault_fd));
 	if (self->vm.fd != -1)
@@ -428,13 +429,41 @@ TEST_F(iommufd_lifetime_bound, iommu_goes)
 }
 
 /* Closed without a word */
+/* Those of the mock's bus */
+static int count_devices(void)
+{
+	DIR *dir = opendir("/sys/bus/iommufd_mock/devices");
+	struct dirent *entry;
+	int num = 0;
+
+	if (!dir)
+		return -1;
+	while ((entry = readdir(dir)))
+		if (entry->d_name[0] != '.')
+			num++;
+	closedir(dir);
+	return num;
+}
+
 TEST_F(iommufd_lifetime_bound, close_after_unregister)
 {
+	int devices;
+
 	if (variant->fault)
 		ASSERT_EQ(0, trigger_iopf(self->vm.fd, self->vm.device_id, 1));
+	devices = count_devices();
+	ASSERT_LT(0, devices);
 	unregister();
+	/* They are still plugged in, and go with the last one who has the file */
+	EXPECT_EQ(devices, count_devices());
 	EXPECT_EQ(0, close(self->vm.fd));
 	self->vm.fd = -1;
+	if (variant->fault) {
+		EXPECT_EQ(devices, count_devices());
+		EXPECT_EQ(0, close(self->fault_fd));
+		self->fault_fd = 0;
+	}
+	EXPECT_EQ(devices - (variant->group ? 2 : 1), count_devices());
 }
 
 /* The revocation is detaching the device when its driver does */
@@ -737,7 +766,7 @@ TEST_F(iommufd_lifetime, unplug_newest_during_revocation)
 	EXPECT_EQ(0, close(vm.fd));
 }
 
-/* A bind is refused, or what it has bound and attached is taken away */
+/* Unregister has begun, so the HWPT that the bind would attach to is too late */
 TEST_F(iommufd_lifetime, unregister_during_bind)
 {
 	struct vm vm = { .fd = self->fd };
@@ -746,19 +775,120 @@ TEST_F(iommufd_lifetime, unregister_during_bind)
 		.id = self->iommu_id,
 		.vm = &vm,
 	};
-	int err;
 
 	ASSERT_EQ(0, _test_ioctl_ioas_alloc(vm.fd, &vm.ioas_id));
 	park(ATTACH, ARM);
 	call_start(&plug);
 	park(ATTACH, WAIT);
 	call_start(&self->unreg);
+	EXPECT_WAITING(&plug);
 	EXPECT_WAITING(&self->unreg);
 	park(ATTACH, RELEASE);
-	/* If unregister had begun, the HWPT that it is attached to is too late */
-	err = call_end(&plug);
-	EXPECT_TRUE(!err || err == -ENODEV);
+	EXPECT_EQ(-ENODEV, call_end(&plug));
 	EXPECT_EQ(0, call_end(&self->unreg));
+}
+
+/* The bind has ended, so what it has bound and attached is taken away */
+TEST_F(iommufd_lifetime, unregister_after_bind)
+{
+	struct vm vm = { .fd = self->fd };
+	struct call plug = {
+		.fn = call_vm_plug,
+		.id = self->iommu_id,
+		.vm = &vm,
+	};
+
+	ASSERT_EQ(0, _test_ioctl_ioas_alloc(vm.fd, &vm.ioas_id));
+	park(ATTACH, ARM);
+	call_start(&plug);
+	park(ATTACH, WAIT);
+	park(ATTACH, RELEASE);
+	ASSERT_EQ(0, call_end(&plug));
+	EXPECT_EQ(0, _test_cmd_get_hw_info(vm.fd, vm.device_id, NULL, 0, NULL,
+					   NULL));
+	unregister();
+	EXPECT_ERRNO(ENODEV, _test_cmd_get_hw_info(vm.fd, vm.device_id, NULL, 0,
+						   NULL, NULL));
+	EXPECT_ERRNO(ENODEV, vm_plug(&vm, self->iommu_id));
+	ASSERT_EQ(0, vm_unplug(&vm));
+}
+
+/* The group outlives the device that the page requests of it were enabled on */
+TEST_F(iommufd_lifetime_bound, first_of_group_leaves)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+	struct iommu_hwpt_pgfault request = {};
+	uint32_t fault_id, fault_fd, nested_id;
+
+	if (!variant->group || variant->bind_only)
+		SKIP(return, "needs a group of two devices");
+	ASSERT_EQ(0, _test_ioctl_fault_alloc(self->vm.fd, &fault_id, &fault_fd));
+	ASSERT_EQ(0, _test_cmd_hwpt_alloc(self->vm.fd, self->vm.device_id,
+					  self->vm.parent_id, fault_id,
+					  IOMMU_HWPT_FAULT_ID_VALID, &nested_id,
+					  IOMMU_HWPT_DATA_SELFTEST, &data,
+					  sizeof(data)));
+	ASSERT_EQ(0, _test_cmd_mock_domain_replace(self->vm.fd,
+						   self->vm.stdev_id, nested_id,
+						   NULL));
+	ASSERT_EQ(0, trigger_iopf(self->vm.fd, self->vm.device_id, 1));
+	ASSERT_EQ(sizeof(request), read(fault_fd, &request, sizeof(request)));
+	EXPECT_EQ(self->vm.device_id, request.dev_id);
+
+	/* What it has asked for goes with it, what comes is of the other one */
+	ASSERT_EQ(0, trigger_iopf(self->vm.fd, self->vm.device_id, 2));
+	ASSERT_EQ(0, vm_unplug(&self->vm));
+	EXPECT_EQ(0, read(fault_fd, &request, sizeof(request)));
+	ASSERT_EQ(0, trigger_iopf(self->vm.fd, self->other.device_id, 3));
+	ASSERT_EQ(sizeof(request), read(fault_fd, &request, sizeof(request)));
+	EXPECT_EQ(self->other.device_id, request.dev_id);
+	EXPECT_EQ(3, request.grpid);
+
+	/* They are disabled where they are enabled */
+	ASSERT_EQ(0, _test_cmd_mock_domain_replace(self->vm.fd,
+						   self->other.stdev_id,
+						   self->vm.parent_id, NULL));
+	ASSERT_EQ(0, _test_cmd_mock_domain_replace(self->vm.fd,
+						   self->other.stdev_id,
+						   nested_id, NULL));
+	ASSERT_EQ(0, trigger_iopf(self->vm.fd, self->other.device_id, 4));
+	ASSERT_EQ(sizeof(request), read(fault_fd, &request, sizeof(request)));
+	EXPECT_EQ(4, request.grpid);
+	ASSERT_EQ(0, close(fault_fd));
+}
+
+/* Enabled by the one device of a group, and disabled by the other one */
+TEST_F(iommufd_lifetime_bound, group_replaces_by_turns)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+	uint32_t fault_id, fault_fd, nested_id[2];
+	int i;
+
+	if (!variant->group || variant->bind_only)
+		SKIP(return, "needs a group of two devices");
+	ASSERT_EQ(0, _test_ioctl_fault_alloc(self->vm.fd, &fault_id, &fault_fd));
+	for (i = 0; i != 2; i++)
+		ASSERT_EQ(0, _test_cmd_hwpt_alloc(self->vm.fd,
+						  self->vm.device_id,
+						  self->vm.parent_id, fault_id,
+						  IOMMU_HWPT_FAULT_ID_VALID,
+						  &nested_id[i],
+						  IOMMU_HWPT_DATA_SELFTEST,
+						  &data, sizeof(data)));
+	for (i = 0; i != 4; i++) {
+		ASSERT_EQ(0, _test_cmd_mock_domain_replace(self->vm.fd,
+							   self->vm.stdev_id,
+							   nested_id[0], NULL));
+		ASSERT_EQ(0, _test_cmd_mock_domain_replace(self->vm.fd,
+							   self->other.stdev_id,
+							   nested_id[i & 1],
+							   NULL));
+		ASSERT_EQ(0, _test_cmd_mock_domain_replace(self->vm.fd,
+							   self->other.stdev_id,
+							   self->vm.parent_id,
+							   NULL));
+	}
+	ASSERT_EQ(0, close(fault_fd));
 }
 
 TEST_F_TIMEOUT(iommufd_lifetime, bind_and_unplug_race_unregister, 120)

@@ -60,6 +60,7 @@ struct call {
 	void *arg;
 
 	pthread_t thread;
+	pid_t tid;
 	uint32_t out_id;
 	int err;
 	int done;
@@ -69,6 +70,7 @@ static void *call_thread(void *arg)
 {
 	struct call *call = arg;
 
+	__atomic_store_n(&call->tid, syscall(__NR_gettid), __ATOMIC_RELEASE);
 	errno = 0;
 	call->err = call->fn(call->fd, call->id, call) ? -errno : 0;
 	__atomic_store_n(&call->done, 1, __ATOMIC_RELEASE);
@@ -78,6 +80,7 @@ static void *call_thread(void *arg)
 static void call_start(struct call *call)
 {
 	call->done = 0;
+	call->tid = 0;
 	assert(!pthread_create(&call->thread, NULL, call_thread, call));
 }
 
@@ -136,12 +139,92 @@ static int unpark_all(int fd)
 	return 0;
 }
 
-/* Long enough to end, if it did not wait for something */
-#define EXPECT_WAITING(call)                          \
-	do {                                          \
-		sleep_ms(50);                         \
-		EXPECT_EQ(0, call_is_done(call));     \
-	} while (0)
+static int thread_read(pid_t tid, const char *name, char *text, size_t size)
+{
+	char path[64];
+	ssize_t len;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/%s", tid, name);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd == -1)
+		return -1;
+	len = read(fd, text, size - 1);
+	close(fd);
+	if (len < 0)
+		return -1;
+	text[len] = 0;
+	return 0;
+}
+
+/*
+ * How often the thread went to sleep so far, if it sleeps in a system call that a
+ * test makes. 0 if it is anywhere else, as on the way there.
+ */
+static unsigned long thread_sleeps(pid_t tid)
+{
+	static const char field[] = "\nvoluntary_ctxt_switches:";
+	char text[4096], *at;
+
+	if (!tid || thread_read(tid, "syscall", text, sizeof(text)) ||
+	    !strncmp(text, "running", 7))
+		return 0;
+	switch (atol(text)) {
+	case __NR_ioctl:
+	case __NR_close:
+	case __NR_munmap:
+	case __NR_read:
+	case __NR_ppoll:
+#ifdef __NR_poll
+	case __NR_poll:
+#endif
+		break;
+	default:
+		return 0;
+	}
+	if (thread_read(tid, "status", text, sizeof(text)))
+		return 0;
+	at = strstr(text, "\nState:\t");
+	if (!at || (at[8] != 'S' && at[8] != 'D'))
+		return 0;
+	at = strstr(text, field);
+	return at ? strtoul(at + strlen(field), NULL, 10) : 0;
+}
+
+/* It got to where it sleeps, and nothing woke it up for a while */
+static int call_is_waiting(struct call *call)
+{
+	unsigned long sleeps, last = 0;
+	int tries, same = 0;
+
+	for (tries = 0; tries != 2000 && !call_is_done(call); tries++) {
+		sleeps = thread_sleeps(__atomic_load_n(&call->tid,
+						       __ATOMIC_ACQUIRE));
+		same = sleeps && sleeps == last ? same + 1 : 0;
+		if (same == 10)
+			return 1;
+		last = sleeps;
+		sleep_ms(5);
+	}
+	return 0;
+}
+
+#define EXPECT_WAITING(call) EXPECT_EQ(1, call_is_waiting(call))
+
+/*
+ * For the end of a test, which may have unregistered it or not. Whoever did must
+ * have got to the end of it, which is when it leaves sysfs.
+ */
+static int iommu_end(int fd, uint32_t iommu_id)
+{
+	char path[64];
+
+	if (_test_cmd_iommu_unregister(fd, iommu_id) && errno != ENOENT)
+		return -1;
+	snprintf(path, sizeof(path), "/sys/class/iommu/iommufd_mock_iommu%u",
+		 iommu_id);
+	return access(path, F_OK) && errno == ENOENT ? 0 : -1;
+}
 
 /*
  * Begun to close, which is when the number is free and open() takes it. To ask

@@ -87,7 +87,7 @@ FIXTURE_TEARDOWN(iommufd_revoke)
 		EXPECT_EQ(0, close(self->vm.fd));
 	if (self->probe.fd != -1)
 		EXPECT_EQ(0, close(self->probe.fd));
-	_test_cmd_iommu_unregister(self->fd, self->iommu_id);
+	EXPECT_EQ(0, iommu_end(self->fd, self->iommu_id));
 	EXPECT_EQ(0, _test_cmd_viommu_stats(self->fd, &inits, &destroys, NULL));
 	EXPECT_EQ(inits - self->inits, destroys - self->destroys);
 	EXPECT_EQ(0, close(self->fd));
@@ -284,9 +284,8 @@ static void parked(struct __test_metadata *_metadata,
 	/* The device can go even now */
 	if (may_unplug)
 		ASSERT_EQ(0, vm_unplug(&self->vm));
-	sleep_ms(50);
-	EXPECT_EQ(0, call_is_done(call));
-	EXPECT_EQ(0, call_is_done(&unreg));
+	EXPECT_WAITING(call);
+	EXPECT_WAITING(&unreg);
 	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_RELEASE));
 	EXPECT_EQ(result, call_end(call));
 	EXPECT_EQ(0, call_end(&unreg));
@@ -392,9 +391,8 @@ TEST_F(iommufd_revoke, L7_destroy_during_revocation)
 	EXPECT_ERRNO(ENODEV, _test_cmd_viommu_call(self->vm.fd, destroy.id));
 	call_start(&destroy);
 	wait_for_destroy(_metadata, self->vm.fd, destroy.id);
-	sleep_ms(50);
-	EXPECT_EQ(0, call_is_done(&destroy));
-	EXPECT_EQ(0, call_is_done(&unreg));
+	EXPECT_WAITING(&destroy);
+	EXPECT_WAITING(&unreg);
 	park(VIOMMU_DESTROY, RELEASE);
 	EXPECT_EQ(0, call_end(&destroy));
 	EXPECT_EQ(0, call_end(&unreg));
@@ -420,9 +418,8 @@ TEST_F(iommufd_revoke, L7_close_during_revocation)
 	call_start(&closing);
 	wait_for_close(_metadata, self->vm.fd);
 	self->vm.fd = -1;
-	sleep_ms(50);
-	EXPECT_EQ(0, call_is_done(&closing));
-	EXPECT_EQ(0, call_is_done(&unreg));
+	EXPECT_WAITING(&closing);
+	EXPECT_WAITING(&unreg);
 	park(VIOMMU_DESTROY, RELEASE);
 	EXPECT_EQ(0, call_end(&closing));
 	EXPECT_EQ(0, call_end(&unreg));
@@ -444,9 +441,8 @@ TEST_F(iommufd_revoke, L7_unregister_during_close)
 	self->vm.fd = -1;
 	park(VIOMMU_DESTROY, WAIT);
 	unregister_start(_metadata, self, &unreg);
-	sleep_ms(50);
-	EXPECT_EQ(0, call_is_done(&closing));
-	EXPECT_EQ(0, call_is_done(&unreg));
+	EXPECT_WAITING(&closing);
+	EXPECT_WAITING(&unreg);
 	park(VIOMMU_DESTROY, RELEASE);
 	EXPECT_EQ(0, call_end(&closing));
 	EXPECT_EQ(0, call_end(&unreg));
@@ -474,8 +470,7 @@ TEST_F(iommufd_revoke, L3_close_during_call)
 	ASSERT_EQ(0, close(self->vm.fd));
 	self->vm.fd = -1;
 	unregister_start(_metadata, self, &unreg);
-	sleep_ms(50);
-	EXPECT_EQ(0, call_is_done(&unreg));
+	EXPECT_WAITING(&unreg);
 	park(VIOMMU_CALL, RELEASE);
 	EXPECT_EQ(0, call_end(&call));
 	EXPECT_EQ(0, call_end(&unreg));
@@ -502,8 +497,7 @@ TEST_F(iommufd_revoke, L3_kill_during_call)
 	self->vm.fd = -1;
 	ASSERT_EQ(0, kill(pid, SIGKILL));
 	unregister_start(_metadata, self, &unreg);
-	sleep_ms(50);
-	EXPECT_EQ(0, call_is_done(&unreg));
+	EXPECT_WAITING(&unreg);
 	park(VIOMMU_CALL, RELEASE);
 	EXPECT_EQ(0, call_end(&unreg));
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));

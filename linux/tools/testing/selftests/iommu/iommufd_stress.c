@@ -124,12 +124,6 @@ struct vm {
 	uint32_t child_id[NUM_CHILDREN];
 };
 
-/*
- * Either groups of several devices or page requests, as the seed says: iommufd
- * enables page requests on one device of a group and disables them on another.
- */
-static bool with_groups;
-
 static struct shared *shared;
 static struct vm vms[NUM_VMS];
 
@@ -150,7 +144,7 @@ static uint32_t rnd_flags(uint64_t *state)
 {
 	if (rnd(state, 2))
 		return 0;
-	if (with_groups && rnd(state, 2))
+	if (rnd(state, 2))
 		return MOCK_IOMMU_ONE_GROUP;
 	return MOCK_IOMMU_SHARED_DOMAINS;
 }
@@ -208,7 +202,7 @@ static int do_hwpt(struct vm *vm, uint32_t *hwpt, uint64_t *state)
 	int ret;
 
 	if (rnd(state, 2)) {
-		if (!with_groups && rnd(state, 2)) {
+		if (rnd(state, 2)) {
 			flags = IOMMU_HWPT_FAULT_ID_VALID;
 			fault_id = get(vm->fault_id);
 		}
@@ -573,11 +567,9 @@ int main(int argc, char *argv[])
 	else if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
 		ksft_exit_fail_msg("no seed\n");
 	seed &= 0xffffffff;
-	with_groups = seed & 1;
 	state = seed | 1ULL << 40;
-	ksft_print_msg("%lu seconds with seed %llu, so with %s\n", seconds,
-		       (unsigned long long)seed,
-		       with_groups ? "groups" : "page requests");
+	ksft_print_msg("%lu seconds with seed %llu\n", seconds,
+		       (unsigned long long)seed);
 
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
 		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);

@@ -169,7 +169,7 @@ FIXTURE_TEARDOWN(iommufd_veventq)
 		EXPECT_EQ(0, close(self->guest.queue));
 	if (self->guest.vm.fd != -1)
 		EXPECT_EQ(0, close(self->guest.vm.fd));
-	_test_cmd_iommu_unregister(self->fd, self->iommu_id);
+	EXPECT_EQ(0, iommu_end(self->fd, self->iommu_id));
 	EXPECT_EQ(0, _test_cmd_viommu_stats(self->fd, &inits, &destroys, NULL));
 	EXPECT_EQ(inits - self->inits, destroys - self->destroys);
 	EXPECT_EQ(0, close(self->fd));
@@ -572,8 +572,10 @@ TEST_F(iommufd_veventq, read_sizes)
 	queue_alloc(4);
 	fd = self->guest.queue;
 
-	/* There is nothing, however much of it */
-	for (size = 0; size <= sizeof(events); size++)
+	/* Less than a header is an error also when there is nothing */
+	for (size = 0; size != sizeof(events[0].header); size++)
+		EXPECT_ERRNO(EINVAL, read(fd, events, size));
+	for (; size <= sizeof(events); size++)
 		EXPECT_EQ(0, read(fd, events, size));
 
 	/* Neither the header, nor the data, nor a part of them */

@@ -1370,7 +1370,7 @@ FIXTURE_TEARDOWN(iommufd_invalidate)
 	EXPECT_EQ(0, unpark_all(fd));
 	teardown_iommufd(self->fd, _metadata);
 	/* Some tests have done so */
-	_test_cmd_iommu_unregister(fd, self->iommu_id);
+	EXPECT_EQ(0, iommu_end(fd, self->iommu_id));
 	EXPECT_EQ(0, close(fd));
 }
 
