@@ -348,8 +348,8 @@ EXPORT_SYMBOL_NS_GPL(iommufd_viommu_alloc_mmap, IOMMUFD);
  * @viommu: the vIOMMU that the region belongs to
  * @offset: what iommufd_viommu_alloc_mmap() has given
  *
- * If the physical IOMMU goes away, user space may have the region mapped. When this
- * returns it has not any more, and gets SIGBUS if it accesses what it has mapped.
+ * User space may have the region mapped when the physical IOMMU goes away. This
+ * unmaps it: when it returns, touching the region raises SIGBUS.
  *
  * Context: May sleep. For &iommufd_viommu_ops.destroy, and for
  * &iommu_ops.viommu_init if it fails after all.

@@ -233,9 +233,9 @@ out_free_data:
 }
 
 /*
- * Three can be about to take a vDEVICE away: user space that destroys it, or closes
- * the file; who unbinds its device; and the revocation, when the physical IOMMU goes
- * away. One of them takes it, under the xa_lock of ictx->objects, and does the work:
+ * Three paths can tear a vDEVICE down at the same time: user space destroys it or
+ * closes the file; its device is unbound; the physical IOMMU goes away and it is
+ * revoked. One of them takes it, under the xa_lock of ictx->objects, and does the work:
  *
  *  - user space, by taking the ID out of the xarray first. The unbind waits for it
  *    in iommufd_device_remove_vdevice(), the revocation as for every holder;
