@@ -518,7 +518,7 @@ static void test_lose_dma_owner(struct kunit *test)
 
 	KUNIT_ASSERT_EQ(test, 0, iommu_device_claim_dma_owner(dev, test));
 	KUNIT_ASSERT_EQ(test, 0, iommu_device_claim_dma_owner(dev, test));
-	iommu_device_lose_dma_owner(dev);
+	iommu_device_revoke_dma_owner(dev);
 	KUNIT_EXPECT_EQ(test, -EPERM, iommu_device_claim_dma_owner(dev, t));
 	/* Nor its owner, for another device of the group */
 	KUNIT_EXPECT_EQ(test, -ENODEV, iommu_device_claim_dma_owner(dev, test));
