@@ -7,9 +7,13 @@ export LC_ALL=C
 
 me=${0##*/}
 top=$(cd "$(dirname "$0")/.." && pwd -P)
-series=6.12
+series=${SERIES:-6.12}
 seriesdir=$top/series/$series
-build=${BUILD:-build}
+# Each series has a build folder of its own; vm/run knows that, too
+case $series in
+6.12) build=${BUILD:-build} ;;
+*) build=${BUILD:-build/$series} ;;
+esac
 case $build in
 /*) ;;
 *) build=$top/$build ;;
@@ -42,6 +46,12 @@ quote() {
 }
 
 # What is called wrong is said at once, and not after a download or a build.
+case $series in
+*/* | .*) die "SERIES=$series: not the name of a series" ;;
+esac
+[ -r "$seriesdir/series" ] || die "SERIES=$series: no such series; there are:$(
+	for f in "$top"/series/*/series; do f=${f%/series}; printf ' %s' "${f##*/}"; done)"
+export SERIES="$series"
 case $me in
 apply | packages | evidence) ;;
 *)
@@ -124,9 +134,9 @@ need_packages() {
 	rm -f "$aptlog"
 }
 
-# Sets base, parts and tracks from the series file.
+# Sets base, suite, parts and tracks from the series file.
 read_series() {
-	file=$seriesdir/series base='' parts='' tracks='' line=0
+	file=$seriesdir/series base='' suite='' parts='' tracks='' line=0
 	[ -r "$file" ] || die "cannot read $file"
 	while read -r key value rest || [ -n "$key" ]; do
 		line=$((line + 1)) at="series/$series/series, line $line"
@@ -139,6 +149,11 @@ read_series() {
 			"$series".*) base=$value ;;
 			*) die "$at: '$value' is not a version of $series" ;;
 			esac ;;
+		suite)
+			case $value in
+			*[!a-z-]*) die "$at: bad name of a suite '$value'" ;;
+			esac
+			suite=$value ;;
 		part)
 			case $value in
 			*[!a-zA-Z0-9_-]* | -*) die "$at: bad name of a part '$value'" ;;
@@ -148,7 +163,7 @@ read_series() {
 			esac
 			parts="$parts${parts:+ }$value" last=$value ;;
 		track) tracks="$tracks${tracks:+ }$value" ;;
-		*) die "$at: '$key' is none of base, part, track" ;;
+		*) die "$at: '$key' is none of base, suite, part, track" ;;
 		esac
 	done <"$file"
 	[ -n "$base" ] && [ -n "$parts" ] && [ -n "$tracks" ] ||
@@ -168,6 +183,43 @@ patches() (
 		done
 	done
 )
+
+# private_apt DIR NATIVE ARCHS STATUS: makes, in DIR, what an apt with a world of its own
+# needs: nothing that it does is seen outside. DIR/sources.list is the caller's, and
+# DIR/preferences. STATUS says which packages it takes for installed.
+mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+private_apt() {
+	aptdir=$1
+	mkdir -p "$aptdir/lists/partial" "$aptdir/cache/archives/partial"
+	: >>"$aptdir/preferences"
+	[ "$4" = "$aptdir/status" ] || cp "$4" "$aptdir/status"
+	cat >"$aptdir/conf" <<-END
+		Dir::Etc::SourceList "$aptdir/sources.list";
+		Dir::Etc::SourceParts "/dev/null";
+		Dir::Etc::Preferences "$aptdir/preferences";
+		Dir::Etc::PreferencesParts "/dev/null";
+		Dir::State "$aptdir";
+		Dir::State::Lists "$aptdir/lists";
+		Dir::State::Status "$aptdir/status";
+		Dir::Cache "$aptdir/cache";
+		APT::Architecture "$2";
+		#clear APT::Architectures;
+		APT::Architectures { $3 };
+		APT::Install-Recommends "false";
+		APT::Install-Suggests "false";
+		#clear APT::Update;
+		APT::Update::Error-Mode "any";
+		#clear DPkg;
+	END
+	[ "$(id -u)" != 0 ] || echo 'APT::Sandbox::User "root";' >>"$aptdir/conf"
+}
+# apt COMMAND...: with the configuration of private_apt; its messages only if it fails
+apt() {
+	apt-get -c "$aptdir/conf" -q -y "$@" >"$aptdir/log" 2>&1 </dev/null && return 0
+	tail -n 10 "$aptdir/log" >&2
+	die "apt-get $* failed; is the network up? Then call again"
+}
 
 # What a base tree is made from, and all that a tree is made from.
 base_state() (
