@@ -1,6 +1,7 @@
 # Each target calls a script; see there. Variables, on the command line or in
 # the environment:
-#   BUILD    the folder for all that is made (default: build)
+#   SERIES   the series, one of series/ (default: 6.12)
+#   BUILD    the folder for all that is made (default: build; build/7.3 for SERIES=7.3)
 #   VARIANT  the kernel to build, one of vm/*.config (default: plain)
 #   ARCH     what to build it for: x86_64 (default) or arm64
 #   ACCEL    how the virtual machines run: kvm or tcg
@@ -8,6 +9,7 @@
 #   PLANT    1: what measures has to find a planted fault (planted/)
 # Those of one target are explained in its script.
 
+export SERIES ?= 6.12
 VARIANT ?= plain
 ARCH ?= x86_64
 MAKEFLAGS += --no-print-directory
@@ -30,7 +32,7 @@ check:		## run all checks
 check-arm64:	## run the tests of the SMMUv3 driver, on an emulated arm64 machine
 	@scripts/check-arm64
 
-check-base-faults:	## show that the base has the faults that parts 2 and 3 mend
+check-base-faults:	## show that the base has the faults that the series mends
 	@scripts/check-base-faults
 
 check-series:	## check the series patch by patch (make check does it as one change)
@@ -72,7 +74,7 @@ endurance:	## a million hotplugs, 100,000 registrations of an IOMMU, with traffi
 tree:		## get the kernel source and apply the series, in build/linux
 	@scripts/tree
 
-export:		## write series/ and linux/ from the commits in build/linux
+export:		## write series/SERIES/ and linux/SERIES/ from the commits in build/linux
 	@scripts/export
 
 kernel:	## build the kernel (VARIANT=plain, debug, ...; ARCH=x86_64, arm64)

@@ -134,9 +134,9 @@ need_packages() {
 	rm -f "$aptlog"
 }
 
-# Sets base, suite, parts and tracks from the series file.
+# Sets base, suite, parts, tracks and checks from the series file.
 read_series() {
-	file=$seriesdir/series base='' suite='' parts='' tracks='' line=0
+	file=$seriesdir/series base='' suite='' parts='' tracks='' checks=' ' line=0
 	[ -r "$file" ] || die "cannot read $file"
 	while read -r key value rest || [ -n "$key" ]; do
 		line=$((line + 1)) at="series/$series/series, line $line"
@@ -162,8 +162,9 @@ read_series() {
 			*" $value "*) die "$at: part '$value' is there twice" ;;
 			esac
 			parts="$parts${parts:+ }$value" last=$value ;;
+		check) checks="$checks$value " ;;
 		track) tracks="$tracks${tracks:+ }$value" ;;
-		*) die "$at: '$key' is none of base, suite, part, track" ;;
+		*) die "$at: '$key' is none of base, suite, part, track, check" ;;
 		esac
 	done <"$file"
 	[ -n "$base" ] && [ -n "$parts" ] && [ -n "$tracks" ] ||
