@@ -7,7 +7,7 @@ unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES ARCH KBUILD_OUTPUT OUTPUT
 export BUILD="$build"
 
 # Seconds after which a selftest program is taken for hanging.
-limit=${CHECK_LIMIT:-600}
+limit=${CHECK_LIMIT:-1800}
 case $limit in '' | 0* | *[!0-9]*) die "CHECK_LIMIT=$limit: not a number of seconds" ;; esac
 
 mkdir -p "$build"
