@@ -174,18 +174,18 @@ in_vm() {
 	for p in $programs; do
 		case " $apart " in *" $p "*) ;; *) rest="$rest $p" ;; esac
 	done
-	pids='' n=0
+	pids='' vms=0
 	for group in "$apart" "$rest"; do
 		[ -n "$group" ] || continue
-		n=$((n + 1))
-		start_vm $n "$group" "$@"
+		vms=$((vms + 1))
+		start_vm $vms "$group" "$@"
 	done
 	watch_vms
-	n=0
+	vms=0
 	for group in "$apart" "$rest"; do
 		[ -n "$group" ] || continue
-		n=$((n + 1))
-		judge_vm $n "$group"
+		vms=$((vms + 1))
+		judge_vm $vms "$group"
 	done
 }
 
