@@ -31,7 +31,7 @@ packages_run="qemu-system-x86:qemu-system-x86_64 busybox-static:busybox
 	xz-utils:xz rsync kmod:modprobe perl python3"
 packages_arm64="gcc-aarch64-linux-gnu
 	libc6-dev-arm64-cross:/usr/aarch64-linux-gnu/include/stdio.h"
-packages_check="sparse"
+packages_check="sparse libcap-dev:/usr/include/sys/capability.h"
 packages_model="spin gcc libc6-dev:/usr/include/stdio.h"
 
 note() { printf '%s: %s\n' "$me" "$*" >&2; }
