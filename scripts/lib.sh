@@ -52,6 +52,13 @@ esac
 [ -r "$seriesdir/series" ] || die "SERIES=$series: no such series; there are:$(
 	for f in "$top"/series/*/series; do f=${f%/series}; printf ' %s' "${f##*/}"; done)"
 export SERIES="$series"
+with=''	# behind a make that a message names
+[ "$series" = 6.12 ] || with=" SERIES=$series"
+case $series-$me in
+6.12-* | *-tree | *-export | *-kernel | *-apply | *-mail | *-packages | *-qemu-arm64) ;;
+*-check | *-check-series | *-check-base-faults) ;;
+*) die "SERIES=$series: this is for 6.12 only" ;;
+esac
 case $me in
 apply | packages | evidence) ;;
 *)
@@ -162,7 +169,11 @@ read_series() {
 			*" $value "*) die "$at: part '$value' is there twice" ;;
 			esac
 			parts="$parts${parts:+ }$value" last=$value ;;
-		check) checks="$checks$value " ;;
+		check)
+			case $value in
+			scripts | model | bench | uapi | demo) checks="$checks$value " ;;
+			*) die "$at: no check '$value'" ;;
+			esac ;;
 		track) tracks="$tracks${tracks:+ }$value" ;;
 		*) die "$at: '$key' is none of base, suite, part, track, check" ;;
 		esac
@@ -249,7 +260,7 @@ side_tree() {
 	linux=$build/linux
 	export BUILD="$build"
 	mkdir -p "$build"
-	head=$(git -C "$from" rev-parse --verify HEAD) || die "no kernel tree in $from; get it with: make tree"
+	head=$(git -C "$from" rev-parse --verify HEAD) || die "no kernel tree in $from; get it with: make tree$with"
 	base_is=$(git -C "$from" rev-parse "$basetag")
 	if [ "$(cat "$build/.side" 2>/dev/null)" != "$base_is" ] || ! kgit rev-parse -q --verify HEAD >/dev/null 2>&1; then
 		rm -rf "$linux" "$build/.side"

@@ -207,7 +207,7 @@ start_vm() {
 	"$top/vm/run" -t $((count * limit + 120)) "$@" -f "$vm.sh" -- "/root/${vm##*/}.sh" \
 		>"$vm.out" 2>"$vm.err" </dev/null &
 	pids="$pids $!"
-	trap 'kill $pids 2>/dev/null; wait; rm -rf "$work"' EXIT
+	trap 'kill $pids 2>/dev/null || :; wait; rm -rf "$work"' EXIT
 }
 
 # Until they have ended, tells how far they are. Leaves the status of each in vmN.rc.
