@@ -161,41 +161,16 @@ guest_script() {
 	END
 }
 
-# in_vm KERNEL MODULES ARG...: all $programs in VMs of vm/run ARG..., which boot
-# build/kernel-KERNEL; the guest loads the modules first. The programs in $apart have a
-# VM of their own beside that of the others: one VM keeps one CPU of the host busy.
-apart=''
+# in_vm KERNEL MODULES ARG...: all $programs in the VM of vm/run ARG..., which boots
+# build/kernel-KERNEL; the guest loads the modules first.
 in_vm() {
-	kernel=$build/kernel-$1 modules=$2
+	kernel=$build/kernel-$1
+	# shellcheck disable=SC2086,SC2116
+	guest_script "$2" "$(echo $programs)" >"$work/selftests.sh"
+	chmod +x "$work/selftests.sh"
 	shift 2
-	rest=
-	for p in $programs; do
-		case " $apart " in *" $p "*) ;; *) rest="$rest $p" ;; esac
-	done
-	pids='' vms=0
-	for group in "$apart" "$rest"; do
-		[ -n "$group" ] || continue
-		vms=$((vms + 1))
-		start_vm $vms "$group" "$@"
-	done
-	watch_vms
-	vms=0
-	for group in "$apart" "$rest"; do
-		[ -n "$group" ] || continue
-		vms=$((vms + 1))
-		judge_vm $vms "$group"
-	done
-}
-
-# start_vm N PROGRAMS ARG...: adds its process to $pids. Not in a subshell: who ends us
-# has to end it, too.
-start_vm() {
-	vm=$work/vm$1 group=$2
-	shift 2
-	guest_script "$modules" "$(echo $group)" >"$vm.sh"
-	chmod +x "$vm.sh"
 	count=0
-	for p in $group; do
+	for p in $programs; do
 		set -- "$@" -f "$selftests/$p"
 		count=$((count + 1))
 	done
@@ -204,55 +179,35 @@ start_vm() {
 	for m in $(find "$kernel/drivers/iommu" -name '*.ko'); do
 		set -- "$@" -f "$m"
 	done
-	"$top/vm/run" -t $((count * limit + 120)) "$@" -f "$vm.sh" -- "/root/${vm##*/}.sh" \
-		>"$vm.out" 2>"$vm.err" </dev/null &
-	pids="$pids $!"
-	trap 'kill $pids 2>/dev/null || :; wait; rm -rf "$work"' EXIT
-}
-
-# Until they have ended, tells how far they are. Leaves the status of each in vmN.rc.
-watch_vms() {
-	told=0 begun=
-	while :; do
-		alive=
-		for pid in $pids; do
-			! kill -0 "$pid" 2>/dev/null || alive=1
-		done
-		for p in $(sed -n 's/^@@ begin //p' "$work"/vm*.out); do
-			case "$begun " in
-			*" $p "*) ;;
-			*) begun="$begun $p"; say "selftests: $p" ;;
+	{
+		rc=0
+		"$top/vm/run" -t $((count * limit + 120)) "$@" -f "$work/selftests.sh" \
+			-- /root/selftests.sh 2>"$work/vm.err" </dev/null || rc=$?
+		echo $rc >"$work/vm.rc"
+	} | {
+		results=0
+		while IFS= read -r line || [ -n "$line" ]; do
+			printf '%s\n' "$line"
+			case $line in
+			'@@ begin '*) say "selftests: ${line#@@ begin }" ;;
+			'ok '* | 'not ok '*)
+				results=$((results + 1))
+				[ $((results % 50)) != 0 ] || say "selftests: $results results"
+				;;
 			esac
 		done
-		results=$(cat "$work"/vm*.out | grep -c -E '^(not )?ok ' || :)
-		[ $((results - told)) -lt 50 ] || { told=$results; say "selftests: $results results"; }
-		[ -n "$alive" ] || break
-		sleep 1
-	done
-	i=0
-	for pid in $pids; do
-		i=$((i + 1)) rc=0
-		wait "$pid" || rc=$?
-		echo $rc >"$work/vm$i.rc"
-	done
-	trap 'rm -rf "$work"' EXIT
-}
+	} >"$work/vm.out"
 
-# judge_vm N PROGRAMS: its results. KUnit's, which each VM has, count in the first.
-judge_vm() {
-	vm=$work/vm$1 suites=
-	if [ "$1" = 1 ]; then
-		suites=$(sed -n 's/^@@ begin \(kunit\..*\)/\1/p' "$vm.out")
-		! grep -q '^CONFIG_KUNIT=y' "$kernel/.config" || [ -n "$suites" ] ||
-			one "kunit: the kernel has tests" 1
-	fi
-	for p in $suites $2; do
+	suites=$(sed -n 's/^@@ begin \(kunit\..*\)/\1/p' "$work/vm.out")
+	! grep -q '^CONFIG_KUNIT=y' "$kernel/.config" || [ -n "$suites" ] ||
+		one "kunit: the kernel has tests" 1
+	for p in $suites $programs; do
 		awk -v p="$p" -v rcfile="$work/rc" '
 			BEGIN { rc = "none" }
 			$1 == "@@" && $3 == p { on = $2 == "begin"; if ($2 == "end") rc = $4; next }
 			on
 			END { print rc >rcfile }
-		' "$vm.out" >"$work/program"
+		' "$work/vm.out" >"$work/program"
 		rc=$(cat "$work/rc")
 		case $p in
 		kunit.*)
@@ -265,20 +220,20 @@ judge_vm() {
 		esac
 	done
 
-	rc=$(cat "$vm.rc")
+	rc=$(cat "$work/vm.rc")
 	case $rc in
 	120)
 		# Whose time was it when the first report came?
-		log=$(sed -n 's/.*; its log: //p' "$vm.err" | tail -n 1)
-		first=$(head -n 1 "$vm.err")
+		log=$(sed -n 's/.*; its log: //p' "$work/vm.err" | tail -n 1)
+		first=$(head -n 1 "$work/vm.err")
 		[ ! -r "$log" ] || awk -v first="$first" '
 			/\] check: / { last = $0; sub(/.*\] check: /, "", last) }
 			$0 == first { print "the last mark before it: " last; exit }
-		' "$log" >>"$vm.err"
-		one "selftests: the kernel log of VM $1 is clean" 1 "$vm.err" ;;
-	0) one "selftests: the kernel log of VM $1 is clean" 0 ;;
+		' "$log" >>"$work/vm.err"
+		one "selftests: the kernel log is clean" 1 "$work/vm.err" ;;
+	0) one "selftests: the kernel log is clean" 0 ;;
 	*)
-		echo "vm/run: exit status $rc" >>"$vm.err"
-		one "selftests: VM $1 ran to its end" 1 "$vm.err" ;;
+		echo "vm/run: exit status $rc" >>"$work/vm.err"
+		one "selftests: the VM ran to its end" 1 "$work/vm.err" ;;
 	esac
 }
