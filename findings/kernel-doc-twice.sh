@@ -1,8 +1,9 @@
 #!/bin/sh
 # kernel-doc of Linux 7.3 (Debian: linux-source-7.3 7.3.4-1~bpo13+1), a Python program now:
-# it says every warning twice, whatever it writes, and -Werror counts it twice. The form is another one than before, "Warning: FILE:LINE TEXT" without a colon
-# behind the line, so what looks for FILE:LINE: finds none. It is the line of the prototype;
-# kernel-doc of Linux 6.12, in Perl, tells the one after it.
+# it says every warning twice, whatever it writes, and -Werror counts it twice. The form is
+# another one than before, "Warning: FILE:LINE TEXT" without a colon behind the line, so what
+# looks for FILE:LINE: finds none. The line is that of the prototype; kernel-doc of Linux 6.12,
+# in Perl, tells the one after it.
 # Guess before the first run: as in 6.12, each warning once, "FILE:LINE: warning: TEXT".
 # Downloads 160 MB.
 set -eu
