@@ -199,24 +199,9 @@ out_unlock:
 }
 EXPORT_SYMBOL_NS_GPL(iommufd_viommu_report_event, IOMMUFD);
 
-/**
- * iommufd_hw_queue_depend() - Have a HW queue destroyed before another one
- * @dependent: the queue that needs the other one, while
- *             &iommufd_viommu_ops.hw_queue_init_phys is called for it
- * @depended: the other one, of the same vIOMMU
- *
- * User space cannot destroy @depended, which gives EBUSY, and when the physical IOMMU
- * goes away @dependent is destroyed first. A queue can depend on one other, and on
- * one that user space has: an ioctl that cannot answer takes back what it has made.
- *
- * Context: Does not sleep. The caller has a lock that &iommufd_hw_queue.destroy takes,
- * or something else that keeps the memory of @depended, but none that is taken in
- * interrupts.
- * Return: 0, -ENOENT if user space does not have @depended so far or is destroying
- * it, -ENODEV if that has been revoked, or -EINVAL if they are not siblings.
- */
-int iommufd_hw_queue_depend(struct iommufd_hw_queue *dependent,
-			    struct iommufd_hw_queue *depended)
+/* See iommufd_hw_queue_depend() */
+int __iommufd_hw_queue_depend(struct iommufd_hw_queue *dependent,
+			      struct iommufd_hw_queue *depended)
 {
 	struct iommufd_viommu *viommu = dependent->viommu;
 	struct xarray *objects = &viommu->ictx->objects;
@@ -242,18 +227,10 @@ int iommufd_hw_queue_depend(struct iommufd_hw_queue *dependent,
 	dependent->depended_locked = true;
 	return 0;
 }
-EXPORT_SYMBOL_NS_GPL(iommufd_hw_queue_depend, IOMMUFD);
+EXPORT_SYMBOL_NS_GPL(__iommufd_hw_queue_depend, IOMMUFD);
 
-/**
- * iommufd_hw_queue_undepend() - Undo iommufd_hw_queue_depend()
- * @dependent: as there
- * @depended: as there
- *
- * Context: May not sleep. For &iommufd_hw_queue.destroy of @dependent, and for
- * &iommufd_viommu_ops.hw_queue_init_phys if it fails after all.
- */
-void iommufd_hw_queue_undepend(struct iommufd_hw_queue *dependent,
-			       struct iommufd_hw_queue *depended)
+void __iommufd_hw_queue_undepend(struct iommufd_hw_queue *dependent,
+				 struct iommufd_hw_queue *depended)
 {
 	if (WARN_ON_ONCE(dependent->depended != depended))
 		return;
@@ -263,7 +240,7 @@ void iommufd_hw_queue_undepend(struct iommufd_hw_queue *dependent,
 	else
 		refcount_dec(&depended->obj.users);
 }
-EXPORT_SYMBOL_NS_GPL(iommufd_hw_queue_undepend, IOMMUFD);
+EXPORT_SYMBOL_NS_GPL(__iommufd_hw_queue_undepend, IOMMUFD);
 
 void iommufd_mmap_release(struct kref *ref)
 {

@@ -252,7 +252,6 @@ static int iommufd_veventq_fops_release(struct inode *inode, struct file *filep)
 
 static const struct file_operations iommufd_veventq_fops = {
 	.owner		= THIS_MODULE,
-	.open		= nonseekable_open,
 	.read		= iommufd_veventq_fops_read,
 	.poll		= iommufd_veventq_fops_poll,
 	.release	= iommufd_veventq_fops_release,

@@ -16,10 +16,18 @@
 #include <linux/platform_device.h>
 #include <linux/property.h>
 #include <linux/slab.h>
+#include <linux/string.h>
 #include <linux/uaccess.h>
 #include <uapi/linux/iommufd.h>
 
 #include "iommufd_test.h"
+
+#define TEST_DEVICE_NAME "iommufd_test_driver_dev"
+
+static bool fwnode = true;
+module_param(fwnode, bool, 0444);
+MODULE_PARM_DESC(fwnode,
+		 "Give the IOMMU a firmware node by which its devices name it. If not, it can have them if no other IOMMU is without one (default: Y)");
 
 static struct iommu_device test_iommu;
 static struct platform_device *test_hwdev;
@@ -134,6 +142,10 @@ static bool test_capable(struct device *dev, enum iommu_cap cap)
 
 static struct iommu_device *test_probe_device(struct device *dev)
 {
+	/* Without a node it is asked about all that no firmware describes */
+	if (dev->bus != &platform_bus_type ||
+	    strcmp(to_platform_device(dev)->name, TEST_DEVICE_NAME))
+		return ERR_PTR(-ENODEV);
 	return &test_iommu;
 }
 
@@ -154,6 +166,8 @@ static int test_set_fwspec(struct device *dev)
 {
 	struct iommu_fwspec *fwspec;
 
+	if (!test_fwnode)
+		return 0;
 	fwspec = kzalloc(sizeof(*fwspec), GFP_KERNEL);
 	dev->iommu = kzalloc(sizeof(*dev->iommu), GFP_KERNEL);
 	if (!fwspec || !dev->iommu) {
@@ -176,7 +190,7 @@ static int test_open(struct inode *inode, struct file *file)
 	test = kzalloc(sizeof(*test), GFP_KERNEL);
 	if (!test)
 		return -ENOMEM;
-	test->pdev = platform_device_alloc("iommufd_test_driver_dev",
+	test->pdev = platform_device_alloc(TEST_DEVICE_NAME,
 					   PLATFORM_DEVID_AUTO);
 	if (!test->pdev) {
 		kfree(test);
@@ -285,10 +299,12 @@ static int __init test_driver_init(void)
 	};
 	int rc;
 
-	test_fwnode = fwnode_create_software_node(NULL, NULL);
-	if (IS_ERR(test_fwnode))
-		return PTR_ERR(test_fwnode);
-	info.fwnode = test_fwnode;
+	if (fwnode) {
+		test_fwnode = fwnode_create_software_node(NULL, NULL);
+		if (IS_ERR(test_fwnode))
+			return PTR_ERR(test_fwnode);
+		info.fwnode = test_fwnode;
+	}
 	test_hwdev = platform_device_register_full(&info);
 	if (IS_ERR(test_hwdev)) {
 		rc = PTR_ERR(test_hwdev);

@@ -370,7 +370,7 @@ void iommufd_vdevice_destroy(struct iommufd_object *obj)
  * The device is unbound. It is not in use any more, so what is found here has been
  * made, if perhaps not been published as an object.
  */
-void iommufd_device_remove_vdevice(struct iommufd_device *idev)
+static void iommufd_device_remove_vdevice(struct iommufd_device *idev)
 {
 	struct iommufd_ctx *ictx = idev->ictx;
 	struct iommufd_vdevice *vdev;
@@ -456,8 +456,10 @@ iommufd_vdevice_alloc(struct iommufd_viommu *viommu,
 	/* Who unbinds the device waits until the caller is done with it */
 	xa_lock(&ictx->objects);
 	rc = idev->vdev ? -EEXIST : 0;
-	if (!rc)
+	if (!rc) {
 		idev->vdev = vdev;
+		idev->remove_vdevice = iommufd_device_remove_vdevice;
+	}
 	xa_unlock(&ictx->objects);
 	if (rc)
 		goto out_abort;

@@ -11,15 +11,8 @@
  * destroyed before one that depends on it, a use after the free) it tells with
  * a WARN or a report of KASAN.
  *
- * The names of the tests begin with the rule that they are about, if it has a
- * number:
- *
- *  L4   unregister waits for kernel code, never for user space
- *  L5   an allocation that races is revoked, or refused with ENODEV
- *  L6   what is revoked is an ID that answers ENODEV and can be destroyed, and
- *       a mapping that gives SIGBUS
- *  L7   the driver's destroy is called once, children before parents
- *  L12  what fails leaves nothing behind
+ * The number that a test's name begins with is that of a rule in "What always
+ * holds", in Documentation/userspace-api/iommufd.rst.
  */
 #define _GNU_SOURCE
 #include <sched.h>
@@ -77,7 +70,7 @@ static int _test_cmd_check_map(int fd, uint32_t hwpt_id, void *ptr,
 }
 
 /*
- * L5: unregister has begun when an allocation is refused, here that of a VM
+ * Unregister has begun when an allocation is refused, here that of a VM
  * which has nothing else to do with the test.
  */
 static void unregister_begin(struct __test_metadata *_metadata,
@@ -955,6 +948,36 @@ TEST_F(iommufd_hw_queue, alloc_during_unmap)
 	map_during_unmap(_metadata, self, true);
 }
 
+static int call_unmap_three(int fd, uint32_t id, struct call *call)
+{
+	return _test_ioctl_ioas_unmap(fd, id, PAGE_IOVA(20), 3 * PAGE_SIZE,
+				      NULL);
+}
+
+/* What is not unmapped because of what was mapped meanwhile can be pinned again */
+TEST_F(iommufd_hw_queue, map_across_end_during_unmap)
+{
+	struct call call = { .fn = call_unmap_three, .fd = self->vm.fd,
+			     .id = self->vm.ioas_id };
+	uint32_t access_fd;
+
+	ASSERT_EQ(0, map_at(self->vm.fd, self->vm.ioas_id, self->page[0],
+			    PAGE_SIZE, PAGE_IOVA(20), MAP_RW));
+	ASSERT_EQ(0, access_open(self, &access_fd));
+	ASSERT_EQ(0, access_pin(self, access_fd, 0, PAGE_IOVA(20)));
+	park(ACCESS_UNMAP, ARM);
+	call_start(&call);
+	park(ACCESS_UNMAP, WAIT);
+	ASSERT_EQ(0, map_at(self->vm.fd, self->vm.ioas_id, self->page[1],
+			    2 * PAGE_SIZE, PAGE_IOVA(22), MAP_RW));
+	park(ACCESS_UNMAP, RELEASE);
+	EXPECT_EQ(-ENOENT, call_end(&call));
+	EXPECT_EQ(0, access_pin(self, access_fd, 0, PAGE_IOVA(20)));
+	ASSERT_EQ(0, unmap(self, PAGE_IOVA(20), 4 * PAGE_SIZE));
+	ASSERT_EQ(0, close(access_fd));
+	expect_no_queue(_metadata, self);
+}
+
 /* A driver that has nothing but the vIOMMU itself, which keeps no vDEVICE away */
 TEST(plain_driver)
 {
@@ -1419,7 +1442,7 @@ TEST_F(iommufd_hw_queue, L6_close_with_revoked_queues)
 	check_refs(self->page[0], 2 * PAGE_SIZE, 1);
 }
 
-/* L12: nothing is left of what was refused, with a queue below it or without */
+/* Nothing is left of what was refused, with a queue below it or without */
 static void parked_in_init(struct __test_metadata *_metadata, test_self *self,
 			   uint32_t index)
 {
@@ -2018,6 +2041,9 @@ TEST_F(iommufd_mmap, flags)
 	EXPECT_NO_MMAP(EPERM, length, PROT_READ | PROT_EXEC, MAP_SHARED,
 		       offset);
 	EXPECT_NO_MMAP(EPERM, length, PROT_EXEC, MAP_SHARED, offset);
+	/* That is so wherever it is */
+	EXPECT_NO_MMAP(EINVAL, length, PROT_RW, MAP_PRIVATE, 0);
+	EXPECT_NO_MMAP(EPERM, length, PROT_EXEC, MAP_SHARED, 0);
 	ASSERT_EQ(0, destroy_it(0));
 }
 

@@ -8,13 +8,8 @@
  * kernel itself sees (a use after the free, a callback that runs twice, a count
  * that is wrong) it tells with a WARN or a report of KASAN.
  *
- * The names of the tests begin with the rule that they are about, if it has a
- * number:
- *
- *  L4   unregister waits for kernel code, never for user space
- *  L8   the driver's module stays loaded as long as something is made with it
- *  L12  what fails leaves nothing behind
- *  L14  a HWPT is revoked with the IOMMU, and the IOAS stays as it is
+ * The number that a test's name begins with is that of a rule in "What always
+ * holds", in Documentation/userspace-api/iommufd.rst.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -1401,7 +1396,7 @@ TEST_F(iommufd_lifetime, L14_close_during_revocation)
 	free_parked(_metadata, self, &self->unreg, &closing);
 }
 
-/* L8: the module stays, with the device or not */
+/* The module stays, with the device or not */
 TEST_F(iommufd_lifetime, L8_module_of_a_hwpt)
 {
 	uint32_t ioas_id, device_id, hwpt_id;
@@ -1427,6 +1422,24 @@ TEST_F(iommufd_lifetime, L8_module_of_a_hwpt)
 		ASSERT_EQ(0, module_unload());
 		ASSERT_EQ(0, module_load());
 	}
+	ASSERT_EQ(0, module_unload());
+}
+
+/* The mock is not the IOMMU of all that no firmware describes, there can be another */
+TEST_F(iommufd_lifetime, driver_without_fwnode)
+{
+	uint32_t device_id;
+	int dev_fd, fd;
+
+	if (module_load_with("fwnode=0"))
+		SKIP(return, "needs the module " TEST_DRIVER);
+	fd = open("/dev/iommu", O_RDWR);
+	ASSERT_NE(-1, fd);
+	dev_fd = module_bind(fd, &device_id);
+	EXPECT_NE(-1, dev_fd)
+		TH_LOG("binding it: %s", strerror(errno));
+	close(dev_fd);
+	ASSERT_EQ(0, close(fd));
 	ASSERT_EQ(0, module_unload());
 }
 
@@ -1496,7 +1509,7 @@ TEST_F(iommufd_lifetime, unplug_during_hwpt_alloc)
 	ASSERT_EQ(0, close(vm.fd));
 }
 
-/* L4: a call that is stuck in user memory is not waited for */
+/* A call that is stuck in user memory is not waited for */
 
 static int call_arg(int fd, uint32_t id, struct call *call)
 {

@@ -12,11 +12,8 @@
  * After each call it is looked at whether what should be there is there and
  * works, what should not be there is not, and what was revoked answers ENODEV.
  *
- * The names of the tests begin with the rule that they are about:
- *
- *  L6   a revoked object is an ID that answers ENODEV and can be destroyed
- *  L7   the driver's destroy is called once, children before parents
- *  L12  what fails leaves everything as it was
+ * The number that a test's name begins with is that of a rule in "What always
+ * holds", in Documentation/userspace-api/iommufd.rst.
  */
 #define _GNU_SOURCE
 #include <sys/mman.h>
@@ -692,7 +689,7 @@ static void take(struct __test_metadata *_metadata, struct graph *graph,
 	if (want)
 		return;
 	graph->alive &= ~BIT(node);
-	/* L10, unless a revoked one is all that there is left to destroy */
+	/* It goes with its device, unless only a revoked one is left */
 	if (node == DEVICE && !graph->revoked)
 		graph->alive &= ~BIT(VDEVICE);
 }
@@ -917,7 +914,7 @@ TEST_F_TIMEOUT(iommufd_order, L6_close_revoked_on_the_way, 600)
 }
 
 /*
- * L12: a vDEVICE can be destroyed while its device is attached. To attach the
+ * A vDEVICE can be destroyed while its device is attached. To attach the
  * device to another HWPT of the vIOMMU is refused then, and leaves it where it
  * was.
  */

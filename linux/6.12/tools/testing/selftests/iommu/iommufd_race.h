@@ -299,18 +299,26 @@ static int uffd_unprotect(int uffd, void *page)
  */
 #define TEST_DRIVER "iommufd_test_driver"
 
-static int module_load(void)
+static int module_load_with(const char *params)
 {
+	char command[100];
 	int fd, ret;
 
-	if (!system("modprobe -q " TEST_DRIVER " 2>/dev/null"))
+	snprintf(command, sizeof(command),
+		 "modprobe -q " TEST_DRIVER " %s 2>/dev/null", params);
+	if (!system(command))
 		return 0;
 	fd = open(TEST_DRIVER ".ko", O_RDONLY | O_CLOEXEC);
 	if (fd == -1)
 		return -1;
-	ret = syscall(__NR_finit_module, fd, "", 0);
+	ret = syscall(__NR_finit_module, fd, params, 0);
 	close(fd);
 	return ret;
+}
+
+static int module_load(void)
+{
+	return module_load_with("");
 }
 
 /* EWOULDBLOCK is what rmmod reports as "in use" */

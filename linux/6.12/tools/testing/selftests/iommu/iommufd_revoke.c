@@ -7,17 +7,8 @@
  * kernel itself sees (a use after the free, a callback that runs twice, a count
  * that is wrong) it tells with a WARN or a report of KASAN.
  *
- * The names of the tests begin with the rule that they are about:
- *
- *  L3   when unregister returns, no callback of the driver runs or will run
- *  L4   unregister waits for kernel code, never for user space
- *  L5   an allocation that races is revoked, or refused with ENODEV
- *  L6   a revoked vIOMMU is an ID that answers ENODEV and can be destroyed
- *  L7   the driver's destroy is called once
- *  L8   the driver's module stays loaded as long as there is a vIOMMU
- *  L9   a vIOMMU is for all devices behind its physical IOMMU, and for no other
- *  L10  a vDEVICE goes with its device, and its ID is not used again
- *  L12  what fails leaves nothing behind
+ * The number that a test's name begins with is that of a rule in "What always
+ * holds", in Documentation/userspace-api/iommufd.rst.
  */
 #define _GNU_SOURCE
 #include <signal.h>
@@ -77,7 +68,7 @@ FIXTURE_SETUP(iommufd_revoke)
 					    &self->destroys, NULL));
 }
 
-/* L7: what was initialized has been destroyed once when everything is over */
+/* What was initialized has been destroyed once when everything is over */
 FIXTURE_TEARDOWN(iommufd_revoke)
 {
 	uint64_t inits = 0, destroys = 1;
@@ -107,7 +98,7 @@ FIXTURE_TEARDOWN(iommufd_revoke)
 	})
 
 /*
- * L5: unregister has begun when an allocation is refused. What is allocated
+ * Unregister has begun when an allocation is refused. What is allocated
  * until then is on the IOMMU that is on its way out, and will be revoked.
  */
 static void wait_for_refusal(struct __test_metadata *_metadata, struct vm *vm)
@@ -154,7 +145,7 @@ static void wait_for_destroy(struct __test_metadata *_metadata, int fd,
 	} while (errno != ENOENT);
 }
 
-/* L6, L7, and the parent is not in use any more */
+/* It is there to be destroyed, and the parent is not in use any more */
 TEST_F(iommufd_revoke, L6_revoked_viommu_is_an_id)
 {
 	struct iommu_hwpt_selftest data = {};
@@ -217,7 +208,7 @@ TEST_F(iommufd_revoke, L6_close_with_revoked_viommu)
 	EXPECT_EQ(1, destroys());
 }
 
-/* L3: unregister with any number of vIOMMUs, of any number of files */
+/* Unregister with any number of vIOMMUs, of any number of files */
 TEST_F_TIMEOUT(iommufd_revoke, L3_unregister_many, 120)
 {
 	static const unsigned int numbers[] = { 0, 1, 1000 };
@@ -263,7 +254,7 @@ TEST_F_TIMEOUT(iommufd_revoke, L3_unregister_many, 120)
 }
 
 /*
- * L3, L4, L5: a call is in the driver when unregister begins. Unregister waits
+ * A call is in the driver when unregister begins. Unregister waits
  * for it, new calls are refused, the call ends as it would have anyway.
  */
 static void parked(struct __test_metadata *_metadata,
@@ -310,7 +301,7 @@ TEST_F(iommufd_revoke, L5_parked_in_init)
 	       true);
 }
 
-/* L12: the allocation that failed so late holds nothing, nor is it there */
+/* The allocation that failed so late holds nothing, nor is it there */
 TEST_F(iommufd_revoke, L12_refused_after_init)
 {
 	struct call call = { .fn = call_alloc, .vm = &self->vm };
@@ -373,7 +364,7 @@ TEST_F(iommufd_revoke, L7_parked_in_destroy)
 	       true);
 }
 
-/* L7: the revocation is calling destroy() when user space destroys or closes */
+/* The revocation is calling destroy() when user space destroys or closes */
 TEST_F(iommufd_revoke, L7_destroy_during_revocation)
 {
 	struct call unreg = {
@@ -504,7 +495,7 @@ TEST_F(iommufd_revoke, L3_kill_during_call)
 	EXPECT_EQ(SIGKILL, WTERMSIG(status));
 }
 
-/* L4: a process that will not let go is not waited for */
+/* A process that will not let go is not waited for */
 TEST_F(iommufd_revoke, L4_stopped_process)
 {
 	struct call unreg = {
@@ -645,7 +636,7 @@ TEST_F(iommufd_revoke, L4_alloc_stalled_writing_id)
 	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, cmd->out_viommu_id));
 }
 
-/* L12: and if it cannot be written, nothing is left, revoked or not */
+/* And if it cannot be written, nothing is left, revoked or not */
 TEST_F(iommufd_revoke, L12_alloc_fails_after_revocation)
 {
 	struct iommu_viommu_selftest data = {};
@@ -657,7 +648,7 @@ TEST_F(iommufd_revoke, L12_alloc_fails_after_revocation)
 	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->vm.parent_id));
 }
 
-/* L5, without parking: allocations that race are revoked, or refused */
+/* Without parking: allocations that race are revoked, or refused */
 static int call_alloc_loop(int fd, uint32_t id, struct call *call)
 {
 	unsigned int *count = call->arg;
@@ -796,7 +787,7 @@ TEST_F_TIMEOUT(iommufd_revoke, L7_unplug_destroy_close_race_unregister, 120)
 	ASSERT_EQ(0, vm_unplug(&self->vm));
 }
 
-/* L9: another instance is refused, unless the driver shares domains */
+/* Another instance is refused, unless the driver shares domains */
 TEST_F(iommufd_revoke, L9_parent_of_another_instance)
 {
 	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
@@ -963,7 +954,7 @@ TEST_F(iommufd_revoke, L7_close_during_vdevice_revocation)
 	self->vm.fd = -1;
 }
 
-/* L10, L3: the unplug has the vDEVICE in its hands when unregister begins */
+/* The unplug has the vDEVICE in its hands when unregister begins */
 TEST_F(iommufd_revoke, L10_unregister_during_unplug)
 {
 	struct call unplug = { .fn = call_destroy, .fd = self->vm.fd,
@@ -1110,7 +1101,7 @@ static int call_poll(int fd, uint32_t id, struct call *call)
 	return 0;
 }
 
-/* L6, L7: all of them are revoked, the ones on top first, and can be destroyed */
+/* All of them are revoked, the ones on top first, and can be destroyed */
 TEST_F(iommufd_revoke, L6_everything)
 {
 	struct {
@@ -1288,7 +1279,7 @@ static int viommu_on(int fd, uint32_t device_id, uint32_t parent_id,
 				      viommu_id);
 }
 
-/* L8: the module stays as long as there is a vIOMMU, with the device or not */
+/* The module stays as long as there is a vIOMMU, with the device or not */
 TEST(L8_module_in_use)
 {
 	uint32_t ioas_id, device_id, parent_id, viommu_id, id;

@@ -4,14 +4,8 @@
  * who reads the queue's file, how the loss of events is told, and what becomes of
  * the queue when things that it depends on go away.
  *
- * The names of some tests begin with the rule that they are about:
- *
- *  L1   nothing is held of the device, a vIOMMU's device can be unplugged
- *  L4   unregister waits for kernel code, never for user space
- *  L5   an allocation that races is revoked, or refused with ENODEV
- *  L6   a revoked queue can be drained, then it says ENODEV and EPOLLHUP
- *  L7   destroy and revocation do not get into each other's way
- *  L12  what fails leaves nothing behind
+ * The number that a test's name begins with is that of a rule in "What always
+ * holds", in Documentation/userspace-api/iommufd.rst.
  */
 #define _GNU_SOURCE
 #include <sched.h>
@@ -220,7 +214,7 @@ FIXTURE_TEARDOWN(iommufd_veventq)
 		EXPECT_EQ(0, read(__fd, &__event, sizeof(__event))); \
 	})
 #define EXPECT_EMPTY() EXPECT_EMPTY_OF(self->guest.queue)
-/* L6: nothing is there, and nothing will come */
+/* Nothing is there, and nothing will come */
 #define EXPECT_GONE_OF(fd)                                      \
 	({                                                      \
 		struct vevent __event;                          \
@@ -1617,7 +1611,7 @@ TEST_F(iommufd_veventq, L12_alloc_stalled_and_failed)
 	EXPECT_VEVENT(0);
 }
 
-/* L4: nor is it waited for. What the allocation gives is a revoked queue. */
+/* Nor is it waited for. What the allocation gives is a revoked queue. */
 TEST_F(iommufd_veventq, L4_alloc_stalled_unregister)
 {
 	struct iommu_veventq_alloc *cmd = buffer;
@@ -1889,7 +1883,7 @@ TEST_F(iommufd_veventq, failed_read_wakes)
 }
 
 /*
- * L3: unregister has begun when an allocation is refused, and waits for a driver that
+ * Unregister has begun when an allocation is refused, and waits for a driver that
  * is about to report an event. What it reports arrives, or the driver is told.
  */
 TEST_F(iommufd_veventq, L3_event_parked)

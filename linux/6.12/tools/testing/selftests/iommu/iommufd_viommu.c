@@ -2,8 +2,10 @@
 /*
  * The vIOMMU object, the vDEVICEs and the nested HWPTs on it, and invalidation: what
  * the ioctls accept, what the objects hold and what they do not, and how they get on
- * with devices that come and go. Names that begin with L9 and the like are explained
- * in iommufd_revoke.c.
+ * with devices that come and go.
+ *
+ * The number that a test's name begins with is that of a rule in "What always
+ * holds", in Documentation/userspace-api/iommufd.rst.
  */
 #define _GNU_SOURCE
 #include <signal.h>
@@ -248,6 +250,10 @@ TEST_F(iommufd_viommu, alloc_data)
 
 	/* Neither a read nor a write that fails leaves anything behind */
 	EXPECT_ERRNO(EFAULT, try_data(NULL, sizeof(arg.data), NULL));
+	/* The read comes before the IDs are looked up */
+	test_err_viommu_alloc(EFAULT, 0, self->parent_id,
+			      IOMMU_VIOMMU_TYPE_SELFTEST, NULL,
+			      sizeof(arg.data));
 	memcpy(buffer, &arg.data, sizeof(arg.data));
 	ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
 	EXPECT_ERRNO(EFAULT, try_data(buffer, sizeof(arg.data), NULL));
@@ -684,7 +690,7 @@ TEST_F_TIMEOUT(iommufd_vdevice, many, 120)
 	test_ioctl_destroy(self->viommu_id);
 }
 
-/* L12: the answer cannot be given, so there is no vDEVICE */
+/* The answer cannot be given, so there is no vDEVICE */
 TEST_F(iommufd_vdevice, L12_readonly_argument)
 {
 	uint32_t id = free_id(self->fd);
@@ -704,7 +710,7 @@ TEST_F(iommufd_vdevice, L12_readonly_argument)
 	test_ioctl_destroy(self->viommu_id);
 }
 
-/* L9: a device that comes later is welcome, one behind another IOMMU is not */
+/* A device that comes later is welcome, one behind another IOMMU is not */
 TEST_F(iommufd_vdevice, L9_behind_another_instance)
 {
 	uint32_t iommu_id, stdev_id, device_id, vdevice_id, id;
@@ -725,7 +731,7 @@ TEST_F(iommufd_vdevice, L9_behind_another_instance)
 	test_cmd_dev_check_cache_all(device_id, 0);
 }
 
-/* L10: it goes with its device, and its ID is nothing else's afterwards */
+/* It goes with its device, and its ID is nothing else's afterwards */
 TEST_F(iommufd_vdevice, L10_unplug)
 {
 	uint32_t vdevice_id[5], id[20];
@@ -755,7 +761,7 @@ TEST_F(iommufd_vdevice, L10_unplug)
 	test_ioctl_destroy(self->viommu_id);
 }
 
-/* L10: the driver is making the vDEVICE when the device is unplugged */
+/* The driver is making the vDEVICE when the device is unplugged */
 TEST_F(iommufd_vdevice, L10_unplug_during_init)
 {
 	struct iommu_vdevice_alloc cmd =
@@ -783,7 +789,7 @@ TEST_F(iommufd_vdevice, L10_unplug_during_init)
 	test_ioctl_destroy(self->viommu_id);
 }
 
-/* L10: user space is destroying it when the device is unplugged */
+/* User space is destroying it when the device is unplugged */
 TEST_F(iommufd_vdevice, L10_unplug_during_destroy)
 {
 	struct call destroy = { .fn = call_destroy, .fd = self->fd };
@@ -808,7 +814,7 @@ TEST_F(iommufd_vdevice, L10_unplug_during_destroy)
 	test_ioctl_destroy(self->viommu_id);
 }
 
-/* L10: and the other way round */
+/* And the other way round */
 TEST_F(iommufd_vdevice, L10_destroy_during_unplug)
 {
 	struct call unplug = { .fn = call_destroy, .fd = self->fd,
@@ -836,7 +842,7 @@ TEST_F(iommufd_vdevice, L10_destroy_during_unplug)
 	test_ioctl_destroy(self->viommu_id);
 }
 
-/* L10: unplugged after it was made, before user space has its ID */
+/* Unplugged after it was made, before user space has its ID */
 static int vdevice_stalled(struct __test_metadata *_metadata,
 			   struct _test_data_iommufd_vdevice *self,
 			   struct call *alloc, bool writable)
@@ -1048,7 +1054,7 @@ TEST_F(iommufd_vdevice, nested_bad_arguments)
 	test_err_cmd(EOPNOTSUPP, __reserved, 1);
 	test_err_cmd(ENOENT, dev_id, 0);
 	test_err_cmd(ENOENT, dev_id, self->stdev_id);
-	/* L9 */
+	/* It is behind another IOMMU */
 	test_err_cmd(EINVAL, dev_id, device_id);
 	test_err_cmd(EOPNOTSUPP, data_type, IOMMU_HWPT_DATA_VTD_S1);
 	/* The type says that there is data */
@@ -1140,7 +1146,7 @@ static unsigned int attach_rate(struct __test_metadata *_metadata,
 }
 
 /*
- * Lesson 16: it does not take long to find the virtual ID of a device among many.
+ * It does not take long to find the virtual ID of a device among many.
  * A walk over them makes it 25 times as long.
  */
 TEST_F_TIMEOUT(iommufd_vdevice, nested_beside_many, 120)
@@ -1243,7 +1249,7 @@ TEST_F(iommufd_vdevice, nested_after_vdevice)
 	test_ioctl_destroy(self->viommu_id);
 }
 
-/* L9: one that comes to a group which is on the vIOMMU, before it has a vDEVICE */
+/* One that comes to a group which is on the vIOMMU, before it has a vDEVICE */
 TEST_F(iommufd_vdevice, L9_plug_into_group)
 {
 	uint32_t iommu_id, stdev_id[2], device_id[2], parent_id, viommu_id;
@@ -1293,7 +1299,7 @@ TEST_F(iommufd_vdevice, nested_with_fault_queue)
 	test_ioctl_destroy(fault_id);
 }
 
-/* L12: no answer, no HWPT */
+/* No answer, no HWPT */
 TEST_F(iommufd_vdevice, L12_nested_readonly_argument)
 {
 	struct iommu_hwpt_alloc *cmd = buffer;
@@ -1459,7 +1465,7 @@ TEST_F(iommufd_invalidate, bad_arguments)
 	test_err_cmd(EINVAL, data_type, IOMMU_HWPT_INVALIDATE_DATA_VTD_S1);
 	test_err_cmd(EINVAL, data_type,
 		     IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST_INVALID);
-	/* Lesson 15: one that is too short is wrong because of that */
+	/* One that is too short is wrong because of that */
 	test_err_cmd(EINVAL, entry_len, 0);
 	test_err_cmd(EINVAL, entry_len, 1);
 	test_err_cmd(EINVAL, entry_len, INV_LEN - 1);
@@ -1553,7 +1559,7 @@ TEST_F(iommufd_invalidate, EFAULT_in_the_middle)
 	}
 }
 
-/* Lesson 13: as many as are allowed are not too many */
+/* As many as are allowed are not too many */
 TEST_F_TIMEOUT(iommufd_invalidate, maximum, 300)
 {
 	fill(self->inv, INV_MAX, 1);
@@ -1605,7 +1611,7 @@ static void no_action(int sig)
 {
 }
 
-/* Lesson 14: a signal ends one that is long, and the rest can be done then */
+/* A signal ends one that is long, and the rest can be done then */
 TEST_F(iommufd_invalidate, signal)
 {
 	struct sigaction action = { .sa_handler = no_action };
@@ -1645,7 +1651,7 @@ TEST_F(iommufd_invalidate, signal)
 	EXPECT_EQ(65536 / INV_LEN, call.out_id);
 }
 
-/* Lesson 14: who is killed does not go on */
+/* Who is killed does not go on */
 TEST_F(iommufd_invalidate, kill)
 {
 	int status;
@@ -1670,7 +1676,7 @@ TEST_F(iommufd_invalidate, kill)
 				 IOMMU_TEST_DEV_CACHE_DEFAULT);
 }
 
-/* L4: between two pieces, user space lets it wait for the second one */
+/* Between two pieces, user space lets it wait for the second one */
 static int stalled(struct __test_metadata *_metadata, void *page,
 		   struct call *call)
 {
