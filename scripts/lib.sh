@@ -171,7 +171,7 @@ read_series() {
 			parts="$parts${parts:+ }$value" last=$value ;;
 		check)
 			case $value in
-			scripts | model | bench | uapi | demo) checks="$checks$value " ;;
+			scripts | model | bench | uapi | hostile | demo) checks="$checks$value " ;;
 			*) die "$at: no check '$value'" ;;
 			esac ;;
 		track) tracks="$tracks${tracks:+ }$value" ;;
@@ -299,6 +299,20 @@ build_selftests() {
 	[ -n "$programs" ] || programs=$("$@" -s COLLECTION=iommu emit_tests | sed -n 's/^iommu://p')
 	[ -n "$programs" ] || { note "the selftests have no programs"; return 1; }
 	"$@" -j"$(nproc)" $targets >"$selftests/make.log" 2>&1 || { cat "$selftests/make.log" >&2; return 1; }
+}
+
+# build_test KERNEL PROGRAM TO: one of tests/, which are not for the kernel tree, static, for build/kernel-KERNEL, with the
+# headers of the selftests.
+build_test() {
+	gcc -O2 -Wall -Wno-unused-function -D_GNU_SOURCE= -static \
+		-isystem "$build/kernel-$1/usr/include" -I "$linux/tools/testing/selftests/iommu" \
+		-o "$3" "$top/tests/$2.c" -lpthread
+}
+
+# add_test KERNEL PROGRAM: to what build_selftests has built
+add_test() {
+	build_test "$1" "$2" "$selftests/$2" || return 1
+	programs="$programs $2"
 }
 
 # plant NAME: with PLANT set in the environment, all that follows works in a side

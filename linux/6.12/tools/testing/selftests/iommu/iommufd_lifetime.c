@@ -20,15 +20,6 @@
 #define __EXPORTED_HEADERS__
 #include "iommufd_race.h"
 
-static __attribute__((constructor)) void setup_sizes(void)
-{
-	PAGE_SIZE = sysconf(_SC_PAGE_SIZE);
-	BUFFER_SIZE = PAGE_SIZE * 16;
-	buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE,
-		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	assert(buffer != MAP_FAILED);
-}
-
 /* Plugged in, but not bound to anything */
 static int plug_only(int fd, uint32_t iommu_id, uint32_t *stdev_id)
 {
@@ -61,11 +52,7 @@ FIXTURE_SETUP(iommufd_lifetime)
 	ASSERT_NE(-1, self->fd);
 	ASSERT_EQ(0, unpark_all(self->fd));
 	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0, &self->iommu_id));
-	self->unreg = (struct call){
-		.fn = call_unregister,
-		.fd = self->fd,
-		.id = self->iommu_id,
-	};
+	self->unreg = CALL(unregister, self->fd, self->iommu_id);
 }
 
 FIXTURE_TEARDOWN(iommufd_lifetime)
@@ -82,12 +69,10 @@ FIXTURE_TEARDOWN(iommufd_lifetime)
 
 TEST_F(iommufd_lifetime, removal_during_unregister)
 {
-	struct call unplug = { .fn = call_destroy, .fd = self->fd };
+	struct call unplug = CALL(destroy, self->fd, 0);
 
 	ASSERT_EQ(0, plug_only(self->fd, self->iommu_id, &unplug.id));
-	park(RELEASE_DEVICE, ARM);
-	call_start(&self->unreg);
-	park(RELEASE_DEVICE, WAIT);
+	park_call(RELEASE_DEVICE, &self->unreg);
 	call_start(&unplug);
 	EXPECT_WAITING(&unplug);
 	EXPECT_WAITING(&self->unreg);
@@ -98,12 +83,10 @@ TEST_F(iommufd_lifetime, removal_during_unregister)
 
 TEST_F(iommufd_lifetime, unregister_during_removal)
 {
-	struct call unplug = { .fn = call_destroy, .fd = self->fd };
+	struct call unplug = CALL(destroy, self->fd, 0);
 
 	ASSERT_EQ(0, plug_only(self->fd, self->iommu_id, &unplug.id));
-	park(RELEASE_DEVICE, ARM);
-	call_start(&unplug);
-	park(RELEASE_DEVICE, WAIT);
+	park_call(RELEASE_DEVICE, &unplug);
 	call_start(&self->unreg);
 	EXPECT_WAITING(&self->unreg);
 	park(RELEASE_DEVICE, RELEASE);
@@ -153,7 +136,7 @@ TEST_F(iommufd_lifetime, sysfs_files_go_first)
 
 TEST_F(iommufd_lifetime, sysfs_files_stay_during_probe)
 {
-	struct call plug = { .fn = call_plug_only, .fd = self->fd };
+	struct call plug = CALL(plug_only, self->fd, 0);
 	char path[64];
 
 	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, MOCK_IOMMU_SYSFS_FIRST,
@@ -161,9 +144,7 @@ TEST_F(iommufd_lifetime, sysfs_files_stay_during_probe)
 	self->unreg.id = plug.id;
 	snprintf(path, sizeof(path), "/sys/class/iommu/iommufd_mock_iommu%u",
 		 plug.id);
-	park(PROBE, ARM);
-	call_start(&plug);
-	park(PROBE, WAIT);
+	park_call(PROBE, &plug);
 	call_start(&self->unreg);
 	EXPECT_WAITING(&self->unreg);
 	EXPECT_EQ(0, access(path, F_OK));
@@ -176,15 +157,9 @@ TEST_F(iommufd_lifetime, sysfs_files_stay_during_probe)
 
 TEST_F(iommufd_lifetime, unregister_during_probe)
 {
-	struct call plug = {
-		.fn = call_plug_only,
-		.fd = self->fd,
-		.id = self->iommu_id,
-	};
+	struct call plug = CALL(plug_only, self->fd, self->iommu_id);
 
-	park(PROBE, ARM);
-	call_start(&plug);
-	park(PROBE, WAIT);
+	park_call(PROBE, &plug);
 	call_start(&self->unreg);
 	EXPECT_WAITING(&self->unreg);
 	park(PROBE, RELEASE);
@@ -196,19 +171,13 @@ TEST_F(iommufd_lifetime, unregister_during_probe)
 TEST_F(iommufd_lifetime, probe_during_unregister)
 {
 	struct vm vm = {};
-	struct call plug = {
-		.fn = call_vm_plug,
-		.id = self->iommu_id,
-		.vm = &vm,
-	};
+	struct call plug = CALL(vm_plug, -1, self->iommu_id, .vm = &vm);
 	uint32_t stdev_id;
 
 	vm.fd = self->fd;
 	ASSERT_EQ(0, _test_ioctl_ioas_alloc(vm.fd, &vm.ioas_id));
 	ASSERT_EQ(0, plug_only(self->fd, self->iommu_id, &stdev_id));
-	park(RELEASE_DEVICE, ARM);
-	call_start(&self->unreg);
-	park(RELEASE_DEVICE, WAIT);
+	park_call(RELEASE_DEVICE, &self->unreg);
 	call_start(&plug);
 	EXPECT_WAITING(&plug);
 	park(RELEASE_DEVICE, RELEASE);
@@ -278,8 +247,7 @@ FIXTURE_VARIANT_ADD(iommufd_lifetime_bound, group_bound)
 
 FIXTURE_SETUP(iommufd_lifetime_bound)
 {
-	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
-	uint32_t flags = 0;
+	uint32_t flags;
 
 	self->fd = open("/dev/iommu", O_RDWR);
 	ASSERT_NE(-1, self->fd);
@@ -289,38 +257,23 @@ FIXTURE_SETUP(iommufd_lifetime_bound)
 						      MOCK_IOMMU_ONE_GROUP : 0,
 					      &self->iommu_id));
 	ASSERT_EQ(0, vm_open(&self->vm, self->iommu_id));
-	self->unreg = (struct call){
-		.fn = call_unregister,
-		.fd = self->fd,
-		.id = self->iommu_id,
-	};
-	self->unplug = (struct call){
-		.fn = call_destroy,
-		.fd = self->vm.fd,
-		.id = self->vm.stdev_id,
-	};
+	self->unreg = CALL(unregister, self->fd, self->iommu_id);
+	self->unplug = CALL(destroy, self->vm.fd, self->vm.stdev_id);
 
 	if (variant->hwpt)
 		self->hwpt_id = self->vm.parent_id;
-	if (variant->fault) {
-		ASSERT_EQ(0, _test_ioctl_fault_alloc(self->vm.fd,
-						     &self->fault_id,
-						     &self->fault_fd));
-		flags = IOMMU_HWPT_FAULT_ID_VALID;
-	}
-	if (variant->nested)
-		ASSERT_EQ(0, _test_cmd_hwpt_alloc(self->vm.fd,
-						  self->vm.device_id,
-						  self->vm.parent_id,
-						  self->fault_id, flags,
-						  &self->hwpt_id,
-						  IOMMU_HWPT_DATA_SELFTEST,
-						  &data, sizeof(data)));
+	if (variant->fault)
+		ASSERT_EQ(0,
+			  _test_ioctl_fault_alloc(self->vm.fd, &self->fault_id,
+						  &self->fault_fd));
+	if (variant->nested && variant->fault)
+		ASSERT_EQ(0, vm_nested_fault(&self->vm, self->vm.parent_id,
+					     self->fault_id, &self->hwpt_id));
+	if (variant->nested && !variant->fault)
+		ASSERT_EQ(0, vm_nested(&self->vm, self->vm.parent_id,
+				       &self->hwpt_id));
 	if (self->hwpt_id)
-		ASSERT_EQ(0, _test_cmd_mock_domain_replace(self->vm.fd,
-							   self->vm.stdev_id,
-							   self->hwpt_id,
-							   NULL));
+		ASSERT_EQ(0, vm_attach(&self->vm, self->hwpt_id));
 	if (variant->group) {
 		self->other = self->vm;
 		flags = variant->bind_only ? MOCK_FLAGS_DEVICE_BIND_ONLY : 0;
@@ -344,22 +297,6 @@ FIXTURE_TEARDOWN(iommufd_lifetime_bound)
 	EXPECT_EQ(0, close(self->fd));
 }
 
-static int trigger_iopf(int fd, uint32_t device_id, uint32_t grpid)
-{
-	struct iommu_test_cmd cmd = {
-		.size = sizeof(cmd),
-		.op = IOMMU_TEST_OP_TRIGGER_IOPF,
-		.trigger_iopf = {
-			.dev_id = device_id,
-			.pasid = 0x1,
-			.grpid = grpid,
-			.perm = IOMMU_PGFAULT_PERM_READ,
-		},
-	};
-
-	return ioctl(fd, IOMMU_TEST_CMD, &cmd);
-}
-
 /* ENODEV for everything but what ends it, and that works */
 TEST_F(iommufd_lifetime_bound, iommu_goes)
 {
@@ -380,15 +317,9 @@ TEST_F(iommufd_lifetime_bound, iommu_goes)
 	}
 
 	unregister();
-	EXPECT_ERRNO(ENODEV, _test_cmd_get_hw_info(vm->fd, vm->device_id, NULL,
-						   0, NULL, NULL));
-	EXPECT_ERRNO(ENODEV,
-		     _test_cmd_mock_domain_replace(vm->fd, vm->stdev_id,
-						   vm->ioas_id, NULL));
-	EXPECT_ERRNO(ENODEV,
-		     _test_cmd_hwpt_alloc(vm->fd, vm->device_id, vm->ioas_id, 0,
-					  0, &id, IOMMU_HWPT_DATA_NONE, NULL,
-					  0));
+	EXPECT_ERRNO(ENODEV, hw_info(vm->fd, vm->device_id));
+	EXPECT_ERRNO(ENODEV, vm_attach(vm, vm->ioas_id));
+	EXPECT_ERRNO(ENODEV, vm_hwpt(vm, 0, &id));
 	if (variant->fault) {
 		struct pollfd pollfd = { .fd = self->fault_fd,
 					 .events = POLLIN };
@@ -402,13 +333,10 @@ TEST_F(iommufd_lifetime_bound, iommu_goes)
 	}
 	/* What it was attached to can be destroyed, but not the device */
 	if (self->hwpt_id)
-		EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, self->hwpt_id));
-	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(vm->fd, vm->device_id));
+		EXPECT_EQ(0, vm_destroy(vm, self->hwpt_id));
+	EXPECT_ERRNO(EBUSY, vm_destroy(vm, vm->device_id));
 	if (variant->group) {
-		EXPECT_ERRNO(ENODEV,
-			     _test_cmd_get_hw_info(vm->fd,
-						   self->other.device_id, NULL,
-						   0, NULL, NULL));
+		EXPECT_ERRNO(ENODEV, hw_info(vm->fd, self->other.device_id));
 		EXPECT_EQ(0, vm_unplug(&self->other));
 	}
 	EXPECT_EQ(0, vm_unplug(vm));
@@ -416,11 +344,10 @@ TEST_F(iommufd_lifetime_bound, iommu_goes)
 
 	/* Nothing is in use */
 	if (!variant->hwpt)
-		EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, vm->parent_id));
-	EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, vm->ioas_id));
+		EXPECT_EQ(0, vm_destroy(vm, vm->parent_id));
+	EXPECT_EQ(0, vm_destroy(vm, vm->ioas_id));
 	if (variant->fault)
-		EXPECT_ERRNO(EBUSY,
-			     _test_ioctl_destroy(vm->fd, self->fault_id));
+		EXPECT_ERRNO(EBUSY, vm_destroy(vm, self->fault_id));
 }
 
 /* Closed without a word */
@@ -464,9 +391,7 @@ TEST_F(iommufd_lifetime_bound, close_after_unregister)
 /* The revocation is detaching the device when its driver does */
 TEST_F(iommufd_lifetime_bound, unplug_during_revocation)
 {
-	park(BLOCK, ARM);
-	call_start(&self->unreg);
-	park(BLOCK, WAIT);
+	park_call(BLOCK, &self->unreg);
 	call_start(&self->unplug);
 	EXPECT_WAITING(&self->unplug);
 	EXPECT_WAITING(&self->unreg);
@@ -480,9 +405,7 @@ TEST_F(iommufd_lifetime_bound, unregister_during_unplug)
 {
 	if (variant->group)
 		ASSERT_EQ(0, vm_unplug(&self->other));
-	park(BLOCK, ARM);
-	call_start(&self->unplug);
-	park(BLOCK, WAIT);
+	park_call(BLOCK, &self->unplug);
 	call_start(&self->unreg);
 	EXPECT_WAITING(&self->unplug);
 	EXPECT_WAITING(&self->unreg);
@@ -493,16 +416,14 @@ TEST_F(iommufd_lifetime_bound, unregister_during_unplug)
 
 TEST_F(iommufd_lifetime_bound, close_during_revocation)
 {
-	struct call closing = { .fn = call_close, .fd = self->vm.fd };
+	struct call closing = CALL(close, self->vm.fd, 0);
 
 	/* It has a reference on the iommufd */
 	if (variant->fault) {
 		ASSERT_EQ(0, close(self->fault_fd));
 		self->fault_fd = 0;
 	}
-	park(BLOCK, ARM);
-	call_start(&self->unreg);
-	park(BLOCK, WAIT);
+	park_call(BLOCK, &self->unreg);
 	call_start(&closing);
 	wait_for_close(_metadata, self->vm.fd);
 	EXPECT_WAITING(&closing);
@@ -516,7 +437,7 @@ TEST_F(iommufd_lifetime_bound, close_during_revocation)
 
 static int call_hw_info(int fd, uint32_t id, struct call *call)
 {
-	return _test_cmd_get_hw_info(fd, id, NULL, 0, NULL, NULL);
+	return hw_info(fd, id);
 }
 
 static int call_hwpt_alloc(int fd, uint32_t id, struct call *call)
@@ -539,7 +460,6 @@ static void parked(struct __test_metadata *_metadata,
 {
 	struct vm vm, probe;
 	struct call call = { .fn = fn, .vm = &vm };
-	int tries = 0;
 
 	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
 	ASSERT_EQ(0, vm_open(&probe, self->iommu_id));
@@ -552,12 +472,7 @@ static void parked(struct __test_metadata *_metadata,
 	EXPECT_WAITING(&self->unreg);
 
 	/* Others learn about it at once, but for what it waits for now */
-	while (!_test_cmd_hwpt_alloc(probe.fd, probe.device_id, probe.ioas_id,
-				     0, 0, &call.out_id, IOMMU_HWPT_DATA_NONE,
-				     NULL, 0)) {
-		ASSERT_GT(10000, tries++);
-		sleep_ms(1);
-	}
+	WAIT_WHILE(!vm_hwpt(&probe, 0, &call.out_id));
 	EXPECT_EQ(ENODEV, errno);
 	EXPECT_EQ(0, call_is_done(&call));
 	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_RELEASE));
@@ -586,11 +501,7 @@ TEST_F(iommufd_lifetime, parked_in_attach)
 
 static int call_nested(int fd, uint32_t id, struct call *call)
 {
-	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
-
-	return _test_cmd_hwpt_alloc(fd, id, call->vm->parent_id, 0, 0,
-				    &call->out_id, IOMMU_HWPT_DATA_SELFTEST,
-				    &data, sizeof(data));
+	return alloc_nested(fd, id, call->vm->parent_id, &call->out_id);
 }
 
 TEST_F(iommufd_lifetime, parked_in_nested_alloc)
@@ -616,9 +527,7 @@ static void attach_others(struct __test_metadata *_metadata,
 	vm.fd = open("/dev/iommu", O_RDWR);
 	ASSERT_NE(-1, vm.fd);
 	ASSERT_EQ(0, _test_ioctl_ioas_alloc(vm.fd, &vm.ioas_id));
-	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(vm.fd, 0, iommu_id,
-						 MOCK_FLAGS_DEVICE_BIND_ONLY,
-						 &stdev_id, NULL, &device_id));
+	ASSERT_EQ(0, vm_bind(&vm, iommu_id, &stdev_id, &device_id));
 	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, device_id, vm.ioas_id, 0, 0,
 					  &hwpt_id, IOMMU_HWPT_DATA_NONE, NULL,
 					  0));
@@ -629,20 +538,15 @@ static void attach_others(struct __test_metadata *_metadata,
 	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, device_id, vm.ioas_id, 0, 0,
 					  &vm.parent_id, IOMMU_HWPT_DATA_NONE,
 					  NULL, 0));
-	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(vm.fd, 0, iommu_id,
-						 MOCK_FLAGS_DEVICE_BIND_ONLY,
-						 &lost_id, NULL, NULL));
-	park(DOMAIN_FREE, ARM);
-	call_start(&self->unreg);
-	park(DOMAIN_FREE, WAIT);
+	ASSERT_EQ(0, vm_bind(&vm, iommu_id, &lost_id, NULL));
+	park_call(DOMAIN_FREE, &self->unreg);
 	/* It has not lost anything so far, and neither has the HWPT */
-	EXPECT_EQ(0, _test_cmd_get_hw_info(vm.fd, device_id, NULL, 0, NULL,
-					   NULL));
+	EXPECT_EQ(0, hw_info(vm.fd, device_id));
 	EXPECT_ERRNO(ENODEV, _test_cmd_mock_domain_replace(vm.fd, stdev_id,
 							   hwpt_id, NULL));
 	if (attached) {
 		/* Then nothing is attached to the group any more */
-		EXPECT_EQ(0, _test_ioctl_destroy(vm.fd, other_id));
+		EXPECT_EQ(0, vm_destroy(&vm, other_id));
 		EXPECT_ERRNO(ENODEV,
 			     _test_cmd_mock_domain_replace(vm.fd, stdev_id,
 							   hwpt_id, NULL));
@@ -672,19 +576,13 @@ TEST_F(iommufd_lifetime, group_type_after_revocation)
 	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
 	/* It leaves a HWPT that is older than the next one */
 	ASSERT_EQ(0, vm_unplug(&vm));
-	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(vm.fd, 0, self->iommu_id,
-						 MOCK_FLAGS_DEVICE_BIND_ONLY,
-						 &vm.stdev_id, NULL,
-						 &device_id));
+	ASSERT_EQ(0, vm_bind(&vm, self->iommu_id, &vm.stdev_id, &device_id));
 	ASSERT_EQ(0, glob("/sys/bus/iommufd_mock/devices/*/iommu_group/type", 0,
 			  NULL, &paths));
 	/* Nobody else has one */
 	ASSERT_EQ(1, paths.gl_pathc);
-	park(DOMAIN_FREE, ARM);
-	call_start(&self->unreg);
-	park(DOMAIN_FREE, WAIT);
-	EXPECT_ERRNO(ENODEV, _test_cmd_get_hw_info(vm.fd, device_id, NULL, 0,
-						   NULL, NULL));
+	park_call(DOMAIN_FREE, &self->unreg);
+	EXPECT_ERRNO(ENODEV, hw_info(vm.fd, device_id));
 	EXPECT_ERRNO(EPERM, write_file(paths.gl_pathv[0], "identity"));
 	park(DOMAIN_FREE, RELEASE);
 	EXPECT_EQ(0, call_end(&self->unreg));
@@ -702,19 +600,11 @@ TEST_F(iommufd_lifetime, attach_during_revocation)
 					      &iommu_id));
 	self->unreg.id = iommu_id;
 	ASSERT_EQ(0, vm_open(&vm, iommu_id));
-	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(vm.fd, 0, iommu_id,
-						 MOCK_FLAGS_DEVICE_BIND_ONLY,
-						 &stdev_id, NULL, NULL));
-	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.ioas_id, 0, 0,
-					  &hwpt_id, IOMMU_HWPT_DATA_NONE, NULL,
-					  0));
-	ASSERT_EQ(0, _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id, hwpt_id,
-						   NULL));
-	park(DOMAIN_FREE, ARM);
-	call_start(&self->unreg);
-	park(DOMAIN_FREE, WAIT);
-	EXPECT_ERRNO(ENODEV, _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id,
-							   vm.parent_id, NULL));
+	ASSERT_EQ(0, vm_bind(&vm, iommu_id, &stdev_id, NULL));
+	ASSERT_EQ(0, vm_hwpt(&vm, 0, &hwpt_id));
+	ASSERT_EQ(0, vm_attach(&vm, hwpt_id));
+	park_call(DOMAIN_FREE, &self->unreg);
+	EXPECT_ERRNO(ENODEV, vm_attach(&vm, vm.parent_id));
 	/* That one is bound, but not attached so far */
 	EXPECT_ERRNO(ENODEV, _test_cmd_mock_domain_replace(vm.fd, stdev_id,
 							   vm.parent_id, NULL));
@@ -748,9 +638,7 @@ TEST_F(iommufd_lifetime, unplug_newest_during_revocation)
 	ASSERT_EQ(0, vm_plug(&newest, self->iommu_id));
 	unplug.fd = vm.fd;
 	unplug.id = newest.stdev_id;
-	park(BLOCK, ARM);
-	call_start(&self->unreg);
-	park(BLOCK, WAIT);
+	park_call(BLOCK, &self->unreg);
 	call_start(&unplug);
 	EXPECT_WAITING(&unplug);
 	EXPECT_WAITING(&self->unreg);
@@ -765,16 +653,10 @@ TEST_F(iommufd_lifetime, unplug_newest_during_revocation)
 TEST_F(iommufd_lifetime, unregister_during_bind)
 {
 	struct vm vm = { .fd = self->fd };
-	struct call plug = {
-		.fn = call_vm_plug,
-		.id = self->iommu_id,
-		.vm = &vm,
-	};
+	struct call plug = CALL(vm_plug, -1, self->iommu_id, .vm = &vm);
 
 	ASSERT_EQ(0, _test_ioctl_ioas_alloc(vm.fd, &vm.ioas_id));
-	park(ATTACH, ARM);
-	call_start(&plug);
-	park(ATTACH, WAIT);
+	park_call(ATTACH, &plug);
 	call_start(&self->unreg);
 	EXPECT_WAITING(&plug);
 	EXPECT_WAITING(&self->unreg);
@@ -787,23 +669,15 @@ TEST_F(iommufd_lifetime, unregister_during_bind)
 TEST_F(iommufd_lifetime, unregister_after_bind)
 {
 	struct vm vm = { .fd = self->fd };
-	struct call plug = {
-		.fn = call_vm_plug,
-		.id = self->iommu_id,
-		.vm = &vm,
-	};
+	struct call plug = CALL(vm_plug, -1, self->iommu_id, .vm = &vm);
 
 	ASSERT_EQ(0, _test_ioctl_ioas_alloc(vm.fd, &vm.ioas_id));
-	park(ATTACH, ARM);
-	call_start(&plug);
-	park(ATTACH, WAIT);
+	park_call(ATTACH, &plug);
 	park(ATTACH, RELEASE);
 	ASSERT_EQ(0, call_end(&plug));
-	EXPECT_EQ(0, _test_cmd_get_hw_info(vm.fd, vm.device_id, NULL, 0, NULL,
-					   NULL));
+	EXPECT_EQ(0, hw_info(vm.fd, vm.device_id));
 	unregister();
-	EXPECT_ERRNO(ENODEV, _test_cmd_get_hw_info(vm.fd, vm.device_id, NULL, 0,
-						   NULL, NULL));
+	EXPECT_ERRNO(ENODEV, hw_info(vm.fd, vm.device_id));
 	EXPECT_ERRNO(ENODEV, vm_plug(&vm, self->iommu_id));
 	ASSERT_EQ(0, vm_unplug(&vm));
 }
@@ -811,21 +685,15 @@ TEST_F(iommufd_lifetime, unregister_after_bind)
 /* The group outlives the device that the page requests of it were enabled on */
 TEST_F(iommufd_lifetime_bound, first_of_group_leaves)
 {
-	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
 	struct iommu_hwpt_pgfault request = {};
 	uint32_t fault_id, fault_fd, nested_id;
 
 	if (!variant->group || variant->bind_only)
 		SKIP(return, "needs a group of two devices");
 	ASSERT_EQ(0, _test_ioctl_fault_alloc(self->vm.fd, &fault_id, &fault_fd));
-	ASSERT_EQ(0, _test_cmd_hwpt_alloc(self->vm.fd, self->vm.device_id,
-					  self->vm.parent_id, fault_id,
-					  IOMMU_HWPT_FAULT_ID_VALID, &nested_id,
-					  IOMMU_HWPT_DATA_SELFTEST, &data,
-					  sizeof(data)));
-	ASSERT_EQ(0, _test_cmd_mock_domain_replace(self->vm.fd,
-						   self->vm.stdev_id, nested_id,
-						   NULL));
+	ASSERT_EQ(0, vm_nested_fault(&self->vm, self->vm.parent_id, fault_id,
+				     &nested_id));
+	ASSERT_EQ(0, vm_attach(&self->vm, nested_id));
 	ASSERT_EQ(0, trigger_iopf(self->vm.fd, self->vm.device_id, 1));
 	ASSERT_EQ(sizeof(request), read(fault_fd, &request, sizeof(request)));
 	EXPECT_EQ(self->vm.device_id, request.dev_id);
@@ -855,7 +723,6 @@ TEST_F(iommufd_lifetime_bound, first_of_group_leaves)
 /* Enabled by the one device of a group, and disabled by the other one */
 TEST_F(iommufd_lifetime_bound, group_replaces_by_turns)
 {
-	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
 	uint32_t fault_id, fault_fd, nested_id[2];
 	int i;
 
@@ -863,17 +730,10 @@ TEST_F(iommufd_lifetime_bound, group_replaces_by_turns)
 		SKIP(return, "needs a group of two devices");
 	ASSERT_EQ(0, _test_ioctl_fault_alloc(self->vm.fd, &fault_id, &fault_fd));
 	for (i = 0; i != 2; i++)
-		ASSERT_EQ(0, _test_cmd_hwpt_alloc(self->vm.fd,
-						  self->vm.device_id,
-						  self->vm.parent_id, fault_id,
-						  IOMMU_HWPT_FAULT_ID_VALID,
-						  &nested_id[i],
-						  IOMMU_HWPT_DATA_SELFTEST,
-						  &data, sizeof(data)));
+		ASSERT_EQ(0, vm_nested_fault(&self->vm, self->vm.parent_id,
+					     fault_id, &nested_id[i]));
 	for (i = 0; i != 4; i++) {
-		ASSERT_EQ(0, _test_cmd_mock_domain_replace(self->vm.fd,
-							   self->vm.stdev_id,
-							   nested_id[0], NULL));
+		ASSERT_EQ(0, vm_attach(&self->vm, nested_id[0]));
 		ASSERT_EQ(0, _test_cmd_mock_domain_replace(self->vm.fd,
 							   self->other.stdev_id,
 							   nested_id[i & 1],
@@ -931,22 +791,6 @@ TEST_F_TIMEOUT(iommufd_lifetime, bind_and_unplug_race_unregister, 120)
 
 /* HWPTs */
 
-static int md_check_map(int fd, uint32_t hwpt_id, uint64_t iova, size_t length)
-{
-	struct iommu_test_cmd cmd = {
-		.size = sizeof(cmd),
-		.op = IOMMU_TEST_OP_MD_CHECK_MAP,
-		.id = hwpt_id,
-		.check_map = {
-			.iova = iova,
-			.length = length,
-			.uptr = (uintptr_t)buffer,
-		},
-	};
-
-	return ioctl(fd, IOMMU_TEST_CMD, &cmd);
-}
-
 static int map_buffer(int fd, uint32_t ioas_id, __u64 *iova)
 {
 	return _test_ioctl_ioas_map(fd, ioas_id, buffer, BUFFER_SIZE, iova,
@@ -957,20 +801,13 @@ static int map_buffer(int fd, uint32_t ioas_id, __u64 *iova)
 /* The device that it was made for has been gone for long */
 TEST_F(iommufd_lifetime, L14_revoked_hwpt_is_an_id)
 {
-	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
 	struct iommu_hwpt_invalidate_selftest inv = {};
 	uint32_t nested_id, dirty_id, id, num = 1;
 	struct vm vm;
 
 	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
-	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.parent_id, 0,
-					  0, &nested_id,
-					  IOMMU_HWPT_DATA_SELFTEST, &data,
-					  sizeof(data)));
-	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.ioas_id, 0,
-					  IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
-					  &dirty_id, IOMMU_HWPT_DATA_NONE, NULL,
-					  0));
+	ASSERT_EQ(0, vm_nested(&vm, vm.parent_id, &nested_id));
+	ASSERT_EQ(0, vm_hwpt(&vm, IOMMU_HWPT_ALLOC_DIRTY_TRACKING, &dirty_id));
 	ASSERT_EQ(0, _test_cmd_set_dirty_tracking(vm.fd, dirty_id, true));
 	ASSERT_EQ(0, vm_unplug(&vm));
 	unregister();
@@ -988,23 +825,18 @@ TEST_F(iommufd_lifetime, L14_revoked_hwpt_is_an_id)
 
 	/* As what a device of another IOMMU is attached to, or a parent */
 	ASSERT_EQ(0, vm_plug(&vm, 0));
-	EXPECT_ERRNO(ENODEV, _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id,
-							   nested_id, NULL));
-	EXPECT_ERRNO(ENODEV, _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id,
-							   dirty_id, NULL));
-	EXPECT_ERRNO(ENODEV,
-		     _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.parent_id, 0,
-					  0, &id, IOMMU_HWPT_DATA_SELFTEST,
-					  &data, sizeof(data)));
+	EXPECT_ERRNO(ENODEV, vm_attach(&vm, nested_id));
+	EXPECT_ERRNO(ENODEV, vm_attach(&vm, dirty_id));
+	EXPECT_ERRNO(ENODEV, vm_nested(&vm, vm.parent_id, &id));
 
 	/* The parent is not in use, nor is the IOAS, and the IDs are not reused */
 	ASSERT_EQ(0, _test_ioctl_ioas_alloc(vm.fd, &id));
 	EXPECT_NE(nested_id, id);
-	ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, vm.parent_id));
+	ASSERT_EQ(0, vm_destroy(&vm, vm.parent_id));
 	ASSERT_EQ(0, vm_unplug(&vm));
-	ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, vm.ioas_id));
-	ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, nested_id));
-	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(vm.fd, nested_id));
+	ASSERT_EQ(0, vm_destroy(&vm, vm.ioas_id));
+	ASSERT_EQ(0, vm_destroy(&vm, nested_id));
+	EXPECT_ERRNO(ENOENT, vm_destroy(&vm, nested_id));
 	/* One is left for close */
 	ASSERT_EQ(0, close(vm.fd));
 }
@@ -1012,28 +844,21 @@ TEST_F(iommufd_lifetime, L14_revoked_hwpt_is_an_id)
 /* Only the IDs are in the way of the memory being given to another one */
 TEST_F(iommufd_lifetime, L14_same_address)
 {
-	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
 	uint32_t nested_id, iommu_id;
 	struct vm vm;
 
 	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, MOCK_IOMMU_SAME_ADDRESS,
 					      &iommu_id));
 	ASSERT_EQ(0, vm_open(&vm, iommu_id));
-	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.parent_id, 0,
-					  0, &nested_id,
-					  IOMMU_HWPT_DATA_SELFTEST, &data,
-					  sizeof(data)));
+	ASSERT_EQ(0, vm_nested(&vm, vm.parent_id, &nested_id));
 	ASSERT_EQ(0, vm_unplug(&vm));
 	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id));
 
 	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, MOCK_IOMMU_SAME_ADDRESS,
 					      &iommu_id));
 	ASSERT_EQ(0, vm_plug(&vm, iommu_id));
-	EXPECT_ERRNO(ENODEV, _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id,
-							   nested_id, NULL));
-	EXPECT_ERRNO(ENODEV,
-		     _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id,
-						   vm.parent_id, NULL));
+	EXPECT_ERRNO(ENODEV, vm_attach(&vm, nested_id));
+	EXPECT_ERRNO(ENODEV, vm_attach(&vm, vm.parent_id));
 	ASSERT_EQ(0, close(vm.fd));
 	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id));
 }
@@ -1041,7 +866,6 @@ TEST_F(iommufd_lifetime, L14_same_address)
 /* Without sharing, a HWPT is for one instance */
 TEST_F(iommufd_lifetime, L14_other_instance_is_refused)
 {
-	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
 	uint32_t stdev_id, device_id, hwpt_id, id;
 	struct vm vm;
 
@@ -1051,13 +875,8 @@ TEST_F(iommufd_lifetime, L14_other_instance_is_refused)
 						 &device_id));
 	EXPECT_ERRNO(EINVAL, _test_cmd_mock_domain_replace(vm.fd, stdev_id,
 							   vm.parent_id, NULL));
-	EXPECT_ERRNO(EINVAL,
-		     _test_cmd_hwpt_alloc(vm.fd, device_id, vm.parent_id, 0, 0,
-					  &id, IOMMU_HWPT_DATA_SELFTEST, &data,
-					  sizeof(data)));
-	EXPECT_ERRNO(EINVAL,
-		     _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id, hwpt_id,
-						   NULL));
+	EXPECT_ERRNO(EINVAL, alloc_nested(vm.fd, device_id, vm.parent_id, &id));
+	EXPECT_ERRNO(EINVAL, vm_attach(&vm, hwpt_id));
 	ASSERT_EQ(0, close(vm.fd));
 }
 
@@ -1099,8 +918,8 @@ TEST_F(iommufd_lifetime, L14_ioas_stays)
 	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0, &iommu_id));
 	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(vm.fd, vm.ioas_id, iommu_id, 0,
 						 &stdev_id, &hwpt_id, NULL));
-	EXPECT_EQ(0, md_check_map(vm.fd, hwpt_id, iova, BUFFER_SIZE));
-	EXPECT_EQ(0, md_check_map(vm.fd, hwpt_id, iova2, BUFFER_SIZE));
+	EXPECT_EQ(0, _test_cmd_check_map(vm.fd, hwpt_id, buffer, BUFFER_SIZE, iova));
+	EXPECT_EQ(0, _test_cmd_check_map(vm.fd, hwpt_id, buffer, BUFFER_SIZE, iova2));
 	ASSERT_EQ(0, _test_ioctl_ioas_unmap(vm.fd, vm.ioas_id, iova,
 					    BUFFER_SIZE, NULL));
 	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id));
@@ -1150,7 +969,6 @@ TEST_F(iommufd_lifetime, L14_vfio_compat)
 /* A fault queue belongs to no instance */
 TEST_F(iommufd_lifetime, L14_fault_queue_goes_on)
 {
-	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
 	uint32_t fault_id, fault_fd, hwpt_id, parent_id;
 	struct vm vm;
 	int i;
@@ -1158,20 +976,11 @@ TEST_F(iommufd_lifetime, L14_fault_queue_goes_on)
 	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
 	ASSERT_EQ(0, _test_ioctl_fault_alloc(vm.fd, &fault_id, &fault_fd));
 	for (i = 0; i != 2; i++) {
-		ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id,
-						  vm.ioas_id, 0,
-						  IOMMU_HWPT_ALLOC_NEST_PARENT,
-						  &parent_id,
-						  IOMMU_HWPT_DATA_NONE, NULL,
-						  0));
-		ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id,
-						  parent_id, fault_id,
-						  IOMMU_HWPT_FAULT_ID_VALID,
-						  &hwpt_id,
-						  IOMMU_HWPT_DATA_SELFTEST,
-						  &data, sizeof(data)));
-		ASSERT_EQ(0, _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id,
-							   hwpt_id, NULL));
+		ASSERT_EQ(0, vm_hwpt(&vm, IOMMU_HWPT_ALLOC_NEST_PARENT,
+				     &parent_id));
+		ASSERT_EQ(0,
+			  vm_nested_fault(&vm, parent_id, fault_id, &hwpt_id));
+		ASSERT_EQ(0, vm_attach(&vm, hwpt_id));
 		ASSERT_EQ(0, _test_cmd_trigger_iopf(vm.fd, vm.device_id,
 						    fault_fd));
 		if (i)
@@ -1187,7 +996,6 @@ TEST_F(iommufd_lifetime, L14_fault_queue_goes_on)
 /* What is shared can be built on while it is on its way to another instance */
 TEST_F(iommufd_lifetime, L14_shared_during_unregister)
 {
-	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
 	struct call hw_info = { .fn = call_hw_info };
 	uint32_t iommu_id[2], stdev_id, device_id, id;
 	struct vm vm;
@@ -1203,15 +1011,11 @@ TEST_F(iommufd_lifetime, L14_shared_during_unregister)
 						 &device_id));
 	hw_info.fd = vm.fd;
 	hw_info.id = vm.device_id;
-	park(HW_INFO, ARM);
-	call_start(&hw_info);
-	park(HW_INFO, WAIT);
+	park_call(HW_INFO, &hw_info);
 	self->unreg.id = iommu_id[0];
 	call_start(&self->unreg);
 	EXPECT_WAITING(&self->unreg);
-	EXPECT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, device_id, vm.parent_id, 0, 0,
-					  &id, IOMMU_HWPT_DATA_SELFTEST, &data,
-					  sizeof(data)));
+	EXPECT_EQ(0, alloc_nested(vm.fd, device_id, vm.parent_id, &id));
 	park(HW_INFO, RELEASE);
 	EXPECT_EQ(0, call_end(&hw_info));
 	EXPECT_EQ(0, call_end(&self->unreg));
@@ -1223,11 +1027,11 @@ TEST_F(iommufd_lifetime, L14_shared_during_unregister)
 /* One that cannot be unregistered yet does not keep the others from it */
 TEST_F(iommufd_lifetime, L14_shared_stuck)
 {
-	struct call other = { .fn = call_unregister, .fd = self->fd };
+	struct call other = CALL(unregister, self->fd, 0);
 	struct call hw_info = { .fn = call_hw_info };
 	struct vm vm, vm2, probe;
 	uint32_t iommu_id[2], id;
-	int i, tries = 0;
+	int i;
 
 	for (i = 0; i != 2; i++)
 		ASSERT_EQ(0, _test_cmd_iommu_register(self->fd,
@@ -1238,17 +1042,10 @@ TEST_F(iommufd_lifetime, L14_shared_stuck)
 	ASSERT_EQ(0, vm_open(&vm2, iommu_id[1]));
 	hw_info.fd = vm.fd;
 	hw_info.id = vm.device_id;
-	park(HW_INFO, ARM);
-	call_start(&hw_info);
-	park(HW_INFO, WAIT);
+	park_call(HW_INFO, &hw_info);
 	self->unreg.id = iommu_id[0];
 	call_start(&self->unreg);
-	while (!_test_cmd_hwpt_alloc(probe.fd, probe.device_id, probe.ioas_id,
-				     0, 0, &id, IOMMU_HWPT_DATA_NONE, NULL,
-				     0)) {
-		ASSERT_GT(10000, tries++);
-		sleep_ms(1);
-	}
+	WAIT_WHILE(!vm_hwpt(&probe, 0, &id));
 
 	other.id = iommu_id[1];
 	call_start(&other);
@@ -1270,7 +1067,6 @@ TEST_F(iommufd_lifetime, L14_shared_stuck)
 /* A domain that is shared stays until the last of the instances goes */
 TEST_F(iommufd_lifetime, L14_shared)
 {
-	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
 	uint32_t iommu_id[3], nested_id, hwpt_id, hwpt_id2, id;
 	struct vm vm, vm2;
 	__u64 iova;
@@ -1282,10 +1078,7 @@ TEST_F(iommufd_lifetime, L14_shared)
 						      &iommu_id[i]));
 	ASSERT_EQ(0, vm_open(&vm, iommu_id[0]));
 	ASSERT_EQ(0, map_buffer(vm.fd, vm.ioas_id, &iova));
-	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.parent_id, 0,
-					  0, &nested_id,
-					  IOMMU_HWPT_DATA_SELFTEST, &data,
-					  sizeof(data)));
+	ASSERT_EQ(0, vm_nested(&vm, vm.parent_id, &nested_id));
 	vm2 = vm;
 	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(vm.fd, vm.ioas_id, iommu_id[1],
 						 0, &vm2.stdev_id, &hwpt_id,
@@ -1296,20 +1089,19 @@ TEST_F(iommufd_lifetime, L14_shared)
 	EXPECT_EQ(hwpt_id, hwpt_id2);
 
 	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id[0]));
-	EXPECT_ERRNO(ENODEV, _test_cmd_get_hw_info(vm.fd, vm.device_id, NULL, 0,
-						   NULL, NULL));
-	EXPECT_EQ(0, md_check_map(vm.fd, hwpt_id, iova, BUFFER_SIZE));
-	EXPECT_EQ(0, md_check_map(vm.fd, vm.parent_id, iova, BUFFER_SIZE));
+	EXPECT_ERRNO(ENODEV, hw_info(vm.fd, vm.device_id));
+	EXPECT_EQ(0, _test_cmd_check_map(vm.fd, hwpt_id, buffer, BUFFER_SIZE, iova));
+	EXPECT_EQ(0, _test_cmd_check_map(vm.fd, vm.parent_id, buffer, BUFFER_SIZE, iova));
 	ASSERT_EQ(0, _test_cmd_mock_domain_replace(vm.fd, vm2.stdev_id,
 						   nested_id, NULL));
 
 	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id[1]));
-	EXPECT_EQ(0, md_check_map(vm.fd, vm.parent_id, iova, BUFFER_SIZE));
+	EXPECT_EQ(0, _test_cmd_check_map(vm.fd, vm.parent_id, buffer, BUFFER_SIZE, iova));
 
 	/* Those that do not share are no help */
 	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id[2]));
 	EXPECT_ERRNO(ENODEV,
-		     md_check_map(vm.fd, vm.parent_id, iova, BUFFER_SIZE));
+		     _test_cmd_check_map(vm.fd, vm.parent_id, buffer, BUFFER_SIZE, iova));
 	EXPECT_ERRNO(ENODEV, _test_cmd_mock_domain_replace(vm.fd, vm2.stdev_id,
 							   nested_id, NULL));
 	ASSERT_EQ(0, close(vm.fd));
@@ -1321,16 +1113,11 @@ static void free_parked(struct __test_metadata *_metadata,
 			struct _test_data_iommufd_lifetime *self,
 			struct call *first, struct call *second)
 {
-	ASSERT_EQ(0, _test_cmd_park(self->fd, MOCK_PARK_DOMAIN_FREE,
-				    MOCK_PARK_ARM));
-	call_start(first);
-	ASSERT_EQ(0, _test_cmd_park(self->fd, MOCK_PARK_DOMAIN_FREE,
-				    MOCK_PARK_WAIT));
+	park_call(DOMAIN_FREE, first);
 	call_start(second);
 	EXPECT_WAITING(first);
 	EXPECT_WAITING(second);
-	ASSERT_EQ(0, _test_cmd_park(self->fd, MOCK_PARK_DOMAIN_FREE,
-				    MOCK_PARK_RELEASE));
+	park(DOMAIN_FREE, RELEASE);
 	EXPECT_EQ(0, call_end(first));
 	EXPECT_EQ(0, call_end(second));
 }
@@ -1350,15 +1137,11 @@ TEST_F(iommufd_lifetime, L14_free_by_destroy)
 /* The parent is not revoked while the nested one that is on it is destroyed */
 TEST_F(iommufd_lifetime, L14_free_nested_by_destroy)
 {
-	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
 	struct call destroy = { .fn = call_destroy };
 	struct vm vm;
 
 	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
-	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.parent_id, 0,
-					  0, &destroy.id,
-					  IOMMU_HWPT_DATA_SELFTEST, &data,
-					  sizeof(data)));
+	ASSERT_EQ(0, vm_nested(&vm, vm.parent_id, &destroy.id));
 	destroy.fd = vm.fd;
 	free_parked(_metadata, self, &destroy, &self->unreg);
 	ASSERT_EQ(0, close(vm.fd));
@@ -1431,7 +1214,7 @@ TEST_F(iommufd_lifetime, driver_without_fwnode)
 	uint32_t device_id;
 	int dev_fd, fd;
 
-	if (module_load_with("fwnode=0"))
+	if (module_load_with(TEST_DRIVER, "fwnode=0"))
 		SKIP(return, "needs the module " TEST_DRIVER);
 	fd = open("/dev/iommu", O_RDWR);
 	ASSERT_NE(-1, fd);
@@ -1475,21 +1258,15 @@ TEST_F(iommufd_lifetime, unplug_during_hwpt_alloc)
 					  0, &hwpt_id, IOMMU_HWPT_DATA_NONE,
 					  NULL, 0));
 	memset(buffer, 1, PAGE_SIZE);
-	uffd = uffd_open(buffer, UFFDIO_REGISTER_MODE_WP);
-	if (uffd == -1)
-		SKIP(return, NEEDS_UFFD);
 	map.fd = vm.fd;
 	map.id = other.ioas_id;
-	call_start(&map);
-	ASSERT_EQ(0, uffd_wait(uffd));
+	uffd = STALL(&map, buffer, WP);
 
 	/* It has found the device when it is let go, and waits next */
 	alloc.fd = vm.fd;
 	alloc.id = vm.device_id;
 	alloc.vm = &other;
-	park(DOMAIN_ALLOC, ARM);
-	call_start(&alloc);
-	park(DOMAIN_ALLOC, WAIT);
+	park_call(DOMAIN_ALLOC, &alloc);
 	unplug.fd = vm.fd;
 	unplug.id = vm.stdev_id;
 	call_start(&unplug);
@@ -1503,7 +1280,7 @@ TEST_F(iommufd_lifetime, unplug_during_hwpt_alloc)
 	EXPECT_EQ(0, call_end(&map));
 	EXPECT_EQ(0, call_end(&alloc));
 	/* The HWPT is as good as any whose device is gone */
-	EXPECT_EQ(0, _test_ioctl_destroy(vm.fd, alloc.out_id));
+	EXPECT_EQ(0, vm_destroy(&vm, alloc.out_id));
 	ASSERT_EQ(0, close(uffd));
 	unregister();
 	ASSERT_EQ(0, close(vm.fd));
@@ -1511,21 +1288,11 @@ TEST_F(iommufd_lifetime, unplug_during_hwpt_alloc)
 
 /* A call that is stuck in user memory is not waited for */
 
-static int call_arg(int fd, uint32_t id, struct call *call)
-{
-	return ioctl(fd, id, call->arg);
-}
-
 static int stalled(struct __test_metadata *_metadata,
 		   struct _test_data_iommufd_lifetime *self, struct vm *vm,
 		   uint32_t request, bool writable, int result)
 {
-	struct call call = {
-		.fn = call_arg,
-		.fd = vm->fd,
-		.id = request,
-		.arg = buffer,
-	};
+	struct call call = CALL(ioctl, vm->fd, request, .arg = buffer);
 	int uffd = uffd_open(buffer, UFFDIO_REGISTER_MODE_WP);
 
 	if (uffd == -1)
@@ -1533,12 +1300,7 @@ static int stalled(struct __test_metadata *_metadata,
 	call_start(&call);
 	ASSERT_EQ(0, uffd_wait(uffd));
 	unregister();
-	EXPECT_EQ(0, call_is_done(&call));
-	if (!writable)
-		ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
-	ASSERT_EQ(0, uffd_unprotect(uffd, buffer));
-	EXPECT_EQ(result, call_end(&call));
-	ASSERT_EQ(0, close(uffd));
+	EXPECT_EQ(result, unstall(_metadata, &call, uffd, buffer, writable));
 	return 0;
 }
 
@@ -1574,7 +1336,7 @@ TEST_F(iommufd_lifetime, L4_hwpt_alloc_stalled)
 		SKIP(return, NEEDS_UFFD);
 	EXPECT_EQ(-ENODEV,
 		  _test_cmd_set_dirty_tracking(vm.fd, cmd->out_hwpt_id, false));
-	ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, cmd->out_hwpt_id));
+	ASSERT_EQ(0, vm_destroy(&vm, cmd->out_hwpt_id));
 	ASSERT_EQ(0, close(vm.fd));
 }
 
@@ -1587,14 +1349,7 @@ TEST_F(iommufd_lifetime, L4_hwpt_alloc_stalled_reading)
 		.data_len = sizeof(struct iommu_hwpt_selftest),
 		.data_uptr = (uintptr_t)buffer,
 	};
-	struct uffdio_zeropage zero = {
-		.range = { (uintptr_t)buffer, PAGE_SIZE },
-	};
-	struct call call = {
-		.fn = call_arg,
-		.id = IOMMU_HWPT_ALLOC,
-		.arg = &cmd,
-	};
+	struct call call = CALL(ioctl, -1, IOMMU_HWPT_ALLOC, .arg = &cmd);
 	struct vm vm;
 	int uffd;
 
@@ -1602,14 +1357,10 @@ TEST_F(iommufd_lifetime, L4_hwpt_alloc_stalled_reading)
 	call.fd = vm.fd;
 	cmd.dev_id = vm.device_id;
 	cmd.pt_id = vm.parent_id;
-	uffd = uffd_open(buffer, UFFDIO_REGISTER_MODE_MISSING);
-	if (uffd == -1)
-		SKIP(return, NEEDS_UFFD);
-	call_start(&call);
-	ASSERT_EQ(0, uffd_wait(uffd));
+	uffd = STALL(&call, buffer, MISSING);
 	unregister();
 	EXPECT_EQ(0, call_is_done(&call));
-	ASSERT_EQ(0, ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
+	ASSERT_EQ(0, uffd_zero(uffd, buffer));
 	EXPECT_EQ(-ENODEV, call_end(&call));
 	ASSERT_EQ(0, close(uffd));
 	ASSERT_EQ(0, close(vm.fd));
@@ -1649,10 +1400,6 @@ static int call_write_fault(int fd, uint32_t id, struct call *call)
 static void fault_stalled(struct __test_metadata *_metadata,
 			  struct _test_data_iommufd_lifetime *self, bool write)
 {
-	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
-	struct uffdio_zeropage zero = {
-		.range = { (uintptr_t)buffer, PAGE_SIZE },
-	};
 	struct call call = {
 		.fn = write ? call_write_fault : call_read_fault,
 	};
@@ -1662,22 +1409,14 @@ static void fault_stalled(struct __test_metadata *_metadata,
 
 	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
 	ASSERT_EQ(0, _test_ioctl_fault_alloc(vm.fd, &fault_id, &fault_fd));
-	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.parent_id,
-					  fault_id, IOMMU_HWPT_FAULT_ID_VALID,
-					  &hwpt_id, IOMMU_HWPT_DATA_SELFTEST,
-					  &data, sizeof(data)));
-	ASSERT_EQ(0, _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id, hwpt_id,
-						   NULL));
+	ASSERT_EQ(0, vm_nested_fault(&vm, vm.parent_id, fault_id, &hwpt_id));
+	ASSERT_EQ(0, vm_attach(&vm, hwpt_id));
 	ASSERT_EQ(0, trigger_iopf(vm.fd, vm.device_id, 1));
-	uffd = uffd_open(buffer, UFFDIO_REGISTER_MODE_MISSING);
-	if (uffd == -1)
-		SKIP(return, NEEDS_UFFD);
 	call.fd = fault_fd;
-	call_start(&call);
-	ASSERT_EQ(0, uffd_wait(uffd));
+	uffd = STALL(&call, buffer, MISSING);
 	unregister();
 	EXPECT_EQ(0, call_is_done(&call));
-	ASSERT_EQ(0, ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
+	ASSERT_EQ(0, uffd_zero(uffd, buffer));
 	/* The fault has been answered meanwhile */
 	EXPECT_EQ(write ? -EINVAL : 0, call_end(&call));
 	EXPECT_EQ(0, call.out_id);
@@ -1699,7 +1438,6 @@ TEST_F(iommufd_lifetime, L4_fault_write_stalled)
 /* Answers that have no place in memory, or not all of them */
 TEST_F(iommufd_lifetime, L12_bad_buffers)
 {
-	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
 	const size_t size = sizeof(struct iommu_hwpt_pgfault);
 	void *end = buffer + PAGE_SIZE;
 	struct iommu_hw_info info = {
@@ -1727,12 +1465,8 @@ TEST_F(iommufd_lifetime, L12_bad_buffers)
 	EXPECT_ERRNO(EFAULT, ioctl(vm.fd, IOMMU_IOAS_IOVA_RANGES, &ranges));
 
 	ASSERT_EQ(0, _test_ioctl_fault_alloc(vm.fd, &fault_id, &fault_fd));
-	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.parent_id,
-					  fault_id, IOMMU_HWPT_FAULT_ID_VALID,
-					  &hwpt_id, IOMMU_HWPT_DATA_SELFTEST,
-					  &data, sizeof(data)));
-	ASSERT_EQ(0, _test_cmd_mock_domain_replace(vm.fd, vm.stdev_id, hwpt_id,
-						   NULL));
+	ASSERT_EQ(0, vm_nested_fault(&vm, vm.parent_id, fault_id, &hwpt_id));
+	ASSERT_EQ(0, vm_attach(&vm, hwpt_id));
 	ASSERT_EQ(0, trigger_iopf(vm.fd, vm.device_id, 1));
 	ASSERT_EQ(0, trigger_iopf(vm.fd, vm.device_id, 2));
 	EXPECT_ERRNO(EFAULT, read(fault_fd, end, size));
@@ -1760,8 +1494,8 @@ TEST_F(iommufd_lifetime, L12_hwpt_alloc_fails_after_revocation)
 	if (stalled(_metadata, self, &vm, IOMMU_HWPT_ALLOC, false, -EFAULT))
 		SKIP(return, NEEDS_UFFD);
 	ASSERT_EQ(0, vm_unplug(&vm));
-	ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, vm.parent_id));
-	ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, vm.ioas_id));
+	ASSERT_EQ(0, vm_destroy(&vm, vm.parent_id));
+	ASSERT_EQ(0, vm_destroy(&vm, vm.ioas_id));
 	ASSERT_EQ(0, close(vm.fd));
 }
 

@@ -25,18 +25,6 @@
 #define NUM_QUEUES 2
 #define NUM_PAGES (NUM_QUEUES + 1)
 
-static __attribute__((constructor)) void setup_sizes(void)
-{
-	PAGE_SIZE = sysconf(_SC_PAGE_SIZE);
-	BUFFER_SIZE = PAGE_SIZE * NUM_PAGES;
-	buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE,
-		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	assert(buffer != MAP_FAILED);
-	/* Each page for itself, one holds a reference on all of a huge one */
-	madvise(buffer, BUFFER_SIZE, MADV_NOHUGEPAGE);
-	memset(buffer, 1, BUFFER_SIZE);
-}
-
 /* What there is to take away, in an order in which it can be made */
 enum node {
 	IOAS,
@@ -788,6 +776,14 @@ FIXTURE_SETUP(iommufd_order)
 {
 	struct graph *graph = &self->graph;
 	unsigned int i;
+
+	BUFFER_SIZE = PAGE_SIZE * NUM_PAGES;
+	buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE,
+		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, buffer);
+	/* Each page for itself, one holds a reference on all of a huge one */
+	madvise(buffer, BUFFER_SIZE, MADV_NOHUGEPAGE);
+	memset(buffer, 1, BUFFER_SIZE);
 
 	graph->start = time(NULL);
 	graph->vm_fd = -1;

@@ -18,22 +18,6 @@
 #define __EXPORTED_HEADERS__
 #include "iommufd_race.h"
 
-static __attribute__((constructor)) void setup_sizes(void)
-{
-	PAGE_SIZE = sysconf(_SC_PAGE_SIZE);
-	BUFFER_SIZE = PAGE_SIZE * 2;
-	buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE,
-		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	assert(buffer != MAP_FAILED);
-}
-
-static int vm_viommu(struct vm *vm, uint32_t *viommu_id)
-{
-	return _test_cmd_viommu_alloc(vm->fd, vm->device_id, vm->parent_id, 0,
-				      IOMMU_VIOMMU_TYPE_SELFTEST, NULL, 0,
-				      viommu_id);
-}
-
 static int call_viommu(int fd, uint32_t id, struct call *call)
 {
 	return _test_cmd_viommu_call(fd, id);
@@ -50,38 +34,30 @@ FIXTURE(iommufd_revoke)
 	int fd;
 	uint32_t iommu_id;
 	struct vm vm;
-	/* Another one behind the same IOMMU, see wait_for_refusal() */
+	/* Another one behind the same IOMMU, see unregister_begin() */
 	struct vm probe;
+	struct call unreg;
 	uint64_t inits;
 	uint64_t destroys;
 };
 
 FIXTURE_SETUP(iommufd_revoke)
 {
-	self->fd = open("/dev/iommu", O_RDWR);
+	self->fd = stats_open(&self->inits, &self->destroys);
 	ASSERT_NE(-1, self->fd);
-	ASSERT_EQ(0, unpark_all(self->fd));
 	self->probe.fd = -1;
 	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0, &self->iommu_id));
 	ASSERT_EQ(0, vm_open(&self->vm, self->iommu_id));
-	ASSERT_EQ(0, _test_cmd_viommu_stats(self->fd, &self->inits,
-					    &self->destroys, NULL));
+	self->unreg = CALL(unregister, self->fd, self->iommu_id);
 }
 
-/* What was initialized has been destroyed once when everything is over */
 FIXTURE_TEARDOWN(iommufd_revoke)
 {
-	uint64_t inits = 0, destroys = 1;
-
 	EXPECT_EQ(0, unpark_all(self->fd));
-	if (self->vm.fd != -1)
-		EXPECT_EQ(0, close(self->vm.fd));
-	if (self->probe.fd != -1)
-		EXPECT_EQ(0, close(self->probe.fd));
+	EXPECT_EQ(0, vm_close(&self->vm));
+	EXPECT_EQ(0, vm_close(&self->probe));
 	EXPECT_EQ(0, iommu_end(self->fd, self->iommu_id));
-	EXPECT_EQ(0, _test_cmd_viommu_stats(self->fd, &inits, &destroys, NULL));
-	EXPECT_EQ(inits - self->inits, destroys - self->destroys);
-	EXPECT_EQ(0, close(self->fd));
+	EXPECT_EQ(0, stats_close(self->fd, self->inits, self->destroys));
 }
 
 #define unregister() \
@@ -97,58 +73,9 @@ FIXTURE_TEARDOWN(iommufd_revoke)
 		__destroys - self->destroys;                                 \
 	})
 
-/*
- * Unregister has begun when an allocation is refused. What is allocated
- * until then is on the IOMMU that is on its way out, and will be revoked.
- */
-static void wait_for_refusal(struct __test_metadata *_metadata, struct vm *vm)
-{
-	int tries = 0;
-
-	while (!vm_viommu(vm, NULL)) {
-		ASSERT_GT(10000, tries++);
-		sleep_ms(1);
-	}
-	ASSERT_EQ(ENODEV, errno);
-}
-
-/*
- * Start to unregister, and return when it has begun, also where the test's own
- * device is unplugged already.
- */
-static void unregister_start(struct __test_metadata *_metadata,
-			     struct _test_data_iommufd_revoke *self,
-			     struct call *unreg)
-{
-	*unreg = (struct call){
-		.fn = call_unregister,
-		.fd = self->fd,
-		.id = self->iommu_id,
-	};
-	ASSERT_EQ(0, vm_open(&self->probe, self->iommu_id));
-	call_start(unreg);
-	wait_for_refusal(_metadata, &self->probe);
-	/* It is gone before the IOMMU is, which is freed at once then */
-	ASSERT_EQ(0, vm_unplug(&self->probe));
-}
-
-/* Begun to destroy, which is when the ID is gone */
-static void wait_for_destroy(struct __test_metadata *_metadata, int fd,
-			     uint32_t viommu_id)
-{
-	int tries = 0;
-
-	do {
-		ASSERT_GT(10000, tries++);
-		sleep_ms(1);
-		ASSERT_EQ(-1, _test_cmd_viommu_call(fd, viommu_id));
-	} while (errno != ENOENT);
-}
-
 /* It is there to be destroyed, and the parent is not in use any more */
 TEST_F(iommufd_revoke, L6_revoked_viommu_is_an_id)
 {
-	struct iommu_hwpt_selftest data = {};
 	uint32_t viommu_id, id;
 	struct vm other;
 
@@ -156,8 +83,7 @@ TEST_F(iommufd_revoke, L6_revoked_viommu_is_an_id)
 	ASSERT_EQ(0, _test_cmd_viommu_call(self->vm.fd, viommu_id));
 	ASSERT_EQ(0, vm_unplug(&self->vm));
 	ASSERT_EQ(0, _test_cmd_viommu_call(self->vm.fd, viommu_id));
-	EXPECT_ERRNO(EBUSY,
-		     _test_ioctl_destroy(self->vm.fd, self->vm.parent_id));
+	EXPECT_ERRNO(EBUSY, vm_destroy(&self->vm, self->vm.parent_id));
 	ASSERT_EQ(0, destroys());
 
 	unregister();
@@ -166,25 +92,17 @@ TEST_F(iommufd_revoke, L6_revoked_viommu_is_an_id)
 
 	/* Everything else that takes the ID of whatever kind of object */
 	ASSERT_EQ(0, vm_plug(&self->vm, 0));
-	EXPECT_ERRNO(ENODEV,
-		     _test_cmd_mock_domain_replace(self->vm.fd,
-						   self->vm.stdev_id, viommu_id,
-						   NULL));
-	EXPECT_ERRNO(ENODEV,
-		     _test_cmd_hwpt_alloc(self->vm.fd, self->vm.device_id,
-					  viommu_id, 0, 0, &id,
-					  IOMMU_HWPT_DATA_SELFTEST, &data,
-					  sizeof(data)));
+	EXPECT_ERRNO(ENODEV, vm_attach(&self->vm, viommu_id));
+	EXPECT_ERRNO(ENODEV, vm_nested(&self->vm, viommu_id, &id));
 	/* and what takes the ID of one kind, which it is not */
-	EXPECT_ERRNO(ENOENT, _test_cmd_get_hw_info(self->vm.fd, viommu_id, NULL,
-						   0, NULL, NULL));
+	EXPECT_ERRNO(ENOENT, hw_info(self->vm.fd, viommu_id));
 
 	/* The ID is not given to anything else before it is destroyed */
 	ASSERT_EQ(0, _test_ioctl_ioas_alloc(self->vm.fd, &id));
 	EXPECT_NE(viommu_id, id);
-	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->vm.parent_id));
-	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, viommu_id));
-	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(self->vm.fd, viommu_id));
+	ASSERT_EQ(0, vm_destroy(&self->vm, self->vm.parent_id));
+	ASSERT_EQ(0, vm_destroy(&self->vm, viommu_id));
+	EXPECT_ERRNO(ENOENT, vm_destroy(&self->vm, viommu_id));
 	EXPECT_ERRNO(ENOENT, _test_cmd_viommu_call(self->vm.fd, viommu_id));
 	EXPECT_EQ(1, destroys());
 
@@ -241,9 +159,8 @@ TEST_F_TIMEOUT(iommufd_revoke, L3_unregister_many, 120)
 			}
 			/* Some by hand, the others at the close */
 			for (n = 0; n < numbers[i]; n += 2)
-				ASSERT_EQ(0,
-					  _test_ioctl_destroy(vm[n % files].fd,
-							      viommu_id[n]));
+				ASSERT_EQ(0, vm_destroy(&vm[n % files],
+							viommu_id[n]));
 			for (n = 0; n != files; n++)
 				ASSERT_EQ(0, close(vm[n].fd));
 			EXPECT_EQ(numbers[i], destroys() - before);
@@ -261,32 +178,25 @@ static void parked(struct __test_metadata *_metadata,
 		   struct _test_data_iommufd_revoke *self, uint32_t point,
 		   struct call *call, int result, bool may_unplug)
 {
-	struct call unreg = {
-		.fn = call_unregister,
-		.fd = self->fd,
-		.id = self->iommu_id,
-	};
-
 	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_ARM));
 	call_start(call);
 	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_WAIT));
-	call_start(&unreg);
-	wait_for_refusal(_metadata, &self->vm);
+	unregister_begin(_metadata, &self->unreg, &self->vm);
 	/* The device can go even now */
 	if (may_unplug)
 		ASSERT_EQ(0, vm_unplug(&self->vm));
 	EXPECT_WAITING(call);
-	EXPECT_WAITING(&unreg);
+	EXPECT_WAITING(&self->unreg);
 	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_RELEASE));
 	EXPECT_EQ(result, call_end(call));
-	EXPECT_EQ(0, call_end(&unreg));
+	EXPECT_EQ(0, call_end(&self->unreg));
 	if (!may_unplug)
 		ASSERT_EQ(0, vm_unplug(&self->vm));
 }
 
 TEST_F(iommufd_revoke, L5_parked_in_size)
 {
-	struct call call = { .fn = call_alloc, .vm = &self->vm };
+	struct call call = CALL(alloc, -1, 0, .vm = &self->vm);
 
 	/* Here the device is in use for the time being */
 	parked(_metadata, self, MOCK_PARK_VIOMMU_SIZE, &call, -ENODEV,
@@ -295,7 +205,7 @@ TEST_F(iommufd_revoke, L5_parked_in_size)
 
 TEST_F(iommufd_revoke, L5_parked_in_init)
 {
-	struct call call = { .fn = call_alloc, .vm = &self->vm };
+	struct call call = CALL(alloc, -1, 0, .vm = &self->vm);
 
 	parked(_metadata, self, MOCK_PARK_VIOMMU_INIT, &call, -ENODEV,
 	       true);
@@ -304,35 +214,29 @@ TEST_F(iommufd_revoke, L5_parked_in_init)
 /* The allocation that failed so late holds nothing, nor is it there */
 TEST_F(iommufd_revoke, L12_refused_after_init)
 {
-	struct call call = { .fn = call_alloc, .vm = &self->vm };
+	struct call call = CALL(alloc, -1, 0, .vm = &self->vm);
 	uint32_t free_id, id;
-	struct call unreg;
 
 	ASSERT_EQ(0, vm_open(&self->probe, self->iommu_id));
 	ASSERT_EQ(0, _test_ioctl_ioas_alloc(self->vm.fd, &free_id));
-	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, free_id));
+	ASSERT_EQ(0, vm_destroy(&self->vm, free_id));
 
-	park(VIOMMU_INIT, ARM);
-	call_start(&call);
-	park(VIOMMU_INIT, WAIT);
-	unreg = (struct call){ .fn = call_unregister, .fd = self->fd,
-			       .id = self->iommu_id };
-	call_start(&unreg);
-	wait_for_refusal(_metadata, &self->probe);
+	park_call(VIOMMU_INIT, &call);
+	unregister_begin(_metadata, &self->unreg, &self->probe);
 	ASSERT_EQ(0, vm_unplug(&self->probe));
 	park(VIOMMU_INIT, RELEASE);
 	EXPECT_EQ(-ENODEV, call_end(&call));
-	EXPECT_EQ(0, call_end(&unreg));
+	EXPECT_EQ(0, call_end(&self->unreg));
 
 	ASSERT_EQ(0, _test_ioctl_ioas_alloc(self->vm.fd, &id));
 	EXPECT_EQ(free_id, id);
-	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->vm.parent_id));
+	ASSERT_EQ(0, vm_destroy(&self->vm, self->vm.parent_id));
 	ASSERT_EQ(0, vm_unplug(&self->vm));
 }
 
 TEST_F(iommufd_revoke, L3_parked_in_call)
 {
-	struct call call = { .fn = call_viommu, .fd = self->vm.fd };
+	struct call call = CALL(viommu, self->vm.fd, 0);
 
 	ASSERT_EQ(0, vm_viommu(&self->vm, &call.id));
 	parked(_metadata, self, MOCK_PARK_VIOMMU_CALL, &call, 0,
@@ -342,18 +246,15 @@ TEST_F(iommufd_revoke, L3_parked_in_call)
 
 TEST_F(iommufd_revoke, L7_parked_in_destroy)
 {
-	struct call call = { .fn = call_destroy, .fd = self->vm.fd };
+	struct call call = CALL(destroy, self->vm.fd, 0);
 	uint64_t before;
 
 	ASSERT_EQ(0, vm_viommu(&self->vm, &call.id));
 	before = destroys();
-	park(VIOMMU_DESTROY, ARM);
-	call_start(&call);
-	park(VIOMMU_DESTROY, WAIT);
+	park_call(VIOMMU_DESTROY, &call);
 	EXPECT_ERRNO(ENOENT, _test_cmd_viommu_call(self->vm.fd, call.id));
 	/* What it is built on stays until the driver is done */
-	EXPECT_ERRNO(EBUSY,
-		     _test_ioctl_destroy(self->vm.fd, self->vm.parent_id));
+	EXPECT_ERRNO(EBUSY, vm_destroy(&self->vm, self->vm.parent_id));
 	ASSERT_EQ(before, destroys());
 	park(VIOMMU_DESTROY, RELEASE);
 	ASSERT_EQ(0, call_end(&call));
@@ -367,61 +268,47 @@ TEST_F(iommufd_revoke, L7_parked_in_destroy)
 /* The revocation is calling destroy() when user space destroys or closes */
 TEST_F(iommufd_revoke, L7_destroy_during_revocation)
 {
-	struct call unreg = {
-		.fn = call_unregister,
-		.fd = self->fd,
-		.id = self->iommu_id,
-	};
-	struct call destroy = { .fn = call_destroy, .fd = self->vm.fd };
+	struct call destroy = CALL(destroy, self->vm.fd, 0);
 
 	ASSERT_EQ(0, vm_viommu(&self->vm, &destroy.id));
 	ASSERT_EQ(0, vm_unplug(&self->vm));
-	park(VIOMMU_DESTROY, ARM);
-	call_start(&unreg);
-	park(VIOMMU_DESTROY, WAIT);
+	park_call(VIOMMU_DESTROY, &self->unreg);
 	EXPECT_ERRNO(ENODEV, _test_cmd_viommu_call(self->vm.fd, destroy.id));
 	call_start(&destroy);
-	wait_for_destroy(_metadata, self->vm.fd, destroy.id);
+	WAIT_WHILE(!_test_cmd_viommu_call(self->vm.fd, destroy.id) ||
+		   errno != ENOENT);
 	EXPECT_WAITING(&destroy);
-	EXPECT_WAITING(&unreg);
+	EXPECT_WAITING(&self->unreg);
 	park(VIOMMU_DESTROY, RELEASE);
 	EXPECT_EQ(0, call_end(&destroy));
-	EXPECT_EQ(0, call_end(&unreg));
+	EXPECT_EQ(0, call_end(&self->unreg));
 	EXPECT_EQ(1, destroys());
 }
 
 TEST_F(iommufd_revoke, L7_close_during_revocation)
 {
-	struct call unreg = {
-		.fn = call_unregister,
-		.fd = self->fd,
-		.id = self->iommu_id,
-	};
-	struct call closing = { .fn = call_close, .fd = self->vm.fd };
+	struct call closing = CALL(close, self->vm.fd, 0);
 	uint32_t viommu_id;
 
 	ASSERT_EQ(0, vm_viommu(&self->vm, &viommu_id));
 	ASSERT_EQ(0, vm_viommu(&self->vm, &viommu_id));
 	ASSERT_EQ(0, vm_unplug(&self->vm));
-	park(VIOMMU_DESTROY, ARM);
-	call_start(&unreg);
-	park(VIOMMU_DESTROY, WAIT);
+	park_call(VIOMMU_DESTROY, &self->unreg);
 	call_start(&closing);
 	wait_for_close(_metadata, self->vm.fd);
 	self->vm.fd = -1;
 	EXPECT_WAITING(&closing);
-	EXPECT_WAITING(&unreg);
+	EXPECT_WAITING(&self->unreg);
 	park(VIOMMU_DESTROY, RELEASE);
 	EXPECT_EQ(0, call_end(&closing));
-	EXPECT_EQ(0, call_end(&unreg));
+	EXPECT_EQ(0, call_end(&self->unreg));
 	EXPECT_EQ(2, destroys());
 }
 
 /* The other way round: unregister finds a file that is being closed */
 TEST_F(iommufd_revoke, L7_unregister_during_close)
 {
-	struct call unreg;
-	struct call closing = { .fn = call_close, .fd = self->vm.fd };
+	struct call closing = CALL(close, self->vm.fd, 0);
 	uint32_t viommu_id;
 
 	ASSERT_EQ(0, vm_viommu(&self->vm, &viommu_id));
@@ -431,12 +318,13 @@ TEST_F(iommufd_revoke, L7_unregister_during_close)
 	call_start(&closing);
 	self->vm.fd = -1;
 	park(VIOMMU_DESTROY, WAIT);
-	unregister_start(_metadata, self, &unreg);
+	unregister_begin(_metadata, &self->unreg, &self->probe);
+	ASSERT_EQ(0, vm_unplug(&self->probe));
 	EXPECT_WAITING(&closing);
-	EXPECT_WAITING(&unreg);
+	EXPECT_WAITING(&self->unreg);
 	park(VIOMMU_DESTROY, RELEASE);
 	EXPECT_EQ(0, call_end(&closing));
-	EXPECT_EQ(0, call_end(&unreg));
+	EXPECT_EQ(0, call_end(&self->unreg));
 	/* And those that unregister_start() has made */
 	EXPECT_LE(2, destroys());
 }
@@ -444,15 +332,12 @@ TEST_F(iommufd_revoke, L7_unregister_during_close)
 /* The file is closed by everybody while its last call is in the driver */
 TEST_F(iommufd_revoke, L3_close_during_call)
 {
-	struct call unreg;
-	struct call call = { .fn = call_viommu, .fd = self->vm.fd };
+	struct call call = CALL(viommu, self->vm.fd, 0);
 	pid_t pid;
 
 	ASSERT_EQ(0, vm_viommu(&self->vm, &call.id));
 	ASSERT_EQ(0, vm_unplug(&self->vm));
-	park(VIOMMU_CALL, ARM);
-	call_start(&call);
-	park(VIOMMU_CALL, WAIT);
+	park_call(VIOMMU_CALL, &call);
 	pid = fork();
 	ASSERT_NE(-1, pid);
 	if (!pid)
@@ -460,17 +345,17 @@ TEST_F(iommufd_revoke, L3_close_during_call)
 	ASSERT_EQ(pid, waitpid(pid, NULL, 0));
 	ASSERT_EQ(0, close(self->vm.fd));
 	self->vm.fd = -1;
-	unregister_start(_metadata, self, &unreg);
-	EXPECT_WAITING(&unreg);
+	unregister_begin(_metadata, &self->unreg, &self->probe);
+	ASSERT_EQ(0, vm_unplug(&self->probe));
+	EXPECT_WAITING(&self->unreg);
 	park(VIOMMU_CALL, RELEASE);
 	EXPECT_EQ(0, call_end(&call));
-	EXPECT_EQ(0, call_end(&unreg));
+	EXPECT_EQ(0, call_end(&self->unreg));
 }
 
 /* A process is killed while its call is in the driver */
 TEST_F(iommufd_revoke, L3_kill_during_call)
 {
-	struct call unreg;
 	uint32_t viommu_id;
 	int status;
 	pid_t pid;
@@ -487,10 +372,11 @@ TEST_F(iommufd_revoke, L3_kill_during_call)
 	ASSERT_EQ(0, close(self->vm.fd));
 	self->vm.fd = -1;
 	ASSERT_EQ(0, kill(pid, SIGKILL));
-	unregister_start(_metadata, self, &unreg);
-	EXPECT_WAITING(&unreg);
+	unregister_begin(_metadata, &self->unreg, &self->probe);
+	ASSERT_EQ(0, vm_unplug(&self->probe));
+	EXPECT_WAITING(&self->unreg);
 	park(VIOMMU_CALL, RELEASE);
-	EXPECT_EQ(0, call_end(&unreg));
+	EXPECT_EQ(0, call_end(&self->unreg));
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
 	EXPECT_EQ(SIGKILL, WTERMSIG(status));
 }
@@ -498,11 +384,6 @@ TEST_F(iommufd_revoke, L3_kill_during_call)
 /* A process that will not let go is not waited for */
 TEST_F(iommufd_revoke, L4_stopped_process)
 {
-	struct call unreg = {
-		.fn = call_unregister,
-		.fd = self->fd,
-		.id = self->iommu_id,
-	};
 	uint32_t viommu_id;
 	int status;
 	pid_t pid;
@@ -524,8 +405,8 @@ TEST_F(iommufd_revoke, L4_stopped_process)
 	ASSERT_EQ(pid, waitpid(pid, &status, WUNTRACED));
 	ASSERT_TRUE(WIFSTOPPED(status));
 
-	call_start(&unreg);
-	EXPECT_EQ(0, call_end(&unreg));
+	call_start(&self->unreg);
+	EXPECT_EQ(0, call_end(&self->unreg));
 	EXPECT_EQ(1, destroys());
 	/* It ended while the process was stopped */
 	EXPECT_EQ(0, waitpid(pid, &status, WUNTRACED | WNOHANG));
@@ -534,46 +415,19 @@ TEST_F(iommufd_revoke, L4_stopped_process)
 	EXPECT_TRUE(WIFEXITED(status) && !WEXITSTATUS(status));
 }
 
-static int call_alloc_cmd(int fd, uint32_t id, struct call *call)
-{
-	return ioctl(fd, IOMMU_VIOMMU_ALLOC, call->arg);
-}
-
-static struct iommu_viommu_alloc viommu_alloc_cmd(struct vm *vm, void *data)
-{
-	return (struct iommu_viommu_alloc){
-		.size = sizeof(struct iommu_viommu_alloc),
-		.type = IOMMU_VIOMMU_TYPE_SELFTEST,
-		.dev_id = vm->device_id,
-		.hwpt_id = vm->parent_id,
-		.data_len = sizeof(struct iommu_viommu_selftest),
-		.data_uptr = (uintptr_t)data,
-	};
-}
-
 /* While the driver's data is read, nothing is held */
 TEST_F(iommufd_revoke, L4_alloc_stalled_reading)
 {
 	struct iommu_viommu_alloc cmd = viommu_alloc_cmd(&self->vm, buffer);
-	struct call alloc = {
-		.fn = call_alloc_cmd,
-		.fd = self->vm.fd,
-		.arg = &cmd,
-	};
-	struct uffdio_zeropage zero = {
-		.range = { (uintptr_t)buffer, PAGE_SIZE },
-	};
-	int uffd = uffd_open(buffer, UFFDIO_REGISTER_MODE_MISSING);
+	struct call alloc =
+		CALL(ioctl, self->vm.fd, IOMMU_VIOMMU_ALLOC, .arg = &cmd);
+	int uffd = STALL(&alloc, buffer, MISSING);
 
-	if (uffd == -1)
-		SKIP(return, "needs userfaultfd");
-	call_start(&alloc);
-	ASSERT_EQ(0, uffd_wait(uffd));
 	ASSERT_EQ(0, vm_unplug(&self->vm));
 	unregister();
 	EXPECT_EQ(0, call_is_done(&alloc));
 
-	ASSERT_EQ(0, ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
+	ASSERT_EQ(0, uffd_zero(uffd, buffer));
 	EXPECT_EQ(-ENOENT, call_end(&alloc));
 	EXPECT_EQ(0, destroys());
 	ASSERT_EQ(0, close(uffd));
@@ -587,11 +441,8 @@ static int stalled_writing(struct __test_metadata *_metadata,
 			   struct _test_data_iommufd_revoke *self, void *cmd,
 			   bool writable, int result)
 {
-	struct call alloc = {
-		.fn = call_alloc_cmd,
-		.fd = self->vm.fd,
-		.arg = cmd,
-	};
+	struct call alloc =
+		CALL(ioctl, self->vm.fd, IOMMU_VIOMMU_ALLOC, .arg = cmd);
 	int uffd = uffd_open(buffer, UFFDIO_REGISTER_MODE_WP);
 
 	if (uffd == -1)
@@ -601,13 +452,8 @@ static int stalled_writing(struct __test_metadata *_metadata,
 	ASSERT_EQ(0, vm_unplug(&self->vm));
 	unregister();
 	EXPECT_EQ(1, destroys());
-	EXPECT_EQ(0, call_is_done(&alloc));
-	if (!writable)
-		ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
-	ASSERT_EQ(0, uffd_unprotect(uffd, buffer));
-	EXPECT_EQ(result, call_end(&alloc));
+	EXPECT_EQ(result, unstall(_metadata, &alloc, uffd, buffer, writable));
 	EXPECT_EQ(1, destroys());
-	ASSERT_EQ(0, close(uffd));
 	return 0;
 }
 
@@ -620,7 +466,7 @@ TEST_F(iommufd_revoke, L4_alloc_stalled_writing_data)
 		SKIP(return, NEEDS_UFFD);
 	EXPECT_ERRNO(ENODEV,
 		     _test_cmd_viommu_call(self->vm.fd, cmd.out_viommu_id));
-	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, cmd.out_viommu_id));
+	ASSERT_EQ(0, vm_destroy(&self->vm, cmd.out_viommu_id));
 }
 
 TEST_F(iommufd_revoke, L4_alloc_stalled_writing_id)
@@ -633,7 +479,7 @@ TEST_F(iommufd_revoke, L4_alloc_stalled_writing_id)
 		SKIP(return, NEEDS_UFFD);
 	EXPECT_ERRNO(ENODEV,
 		     _test_cmd_viommu_call(self->vm.fd, cmd->out_viommu_id));
-	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, cmd->out_viommu_id));
+	ASSERT_EQ(0, vm_destroy(&self->vm, cmd->out_viommu_id));
 }
 
 /* And if it cannot be written, nothing is left, revoked or not */
@@ -645,7 +491,7 @@ TEST_F(iommufd_revoke, L12_alloc_fails_after_revocation)
 	*cmd = viommu_alloc_cmd(&self->vm, &data);
 	if (stalled_writing(_metadata, self, cmd, false, -EFAULT))
 		SKIP(return, NEEDS_UFFD);
-	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->vm.parent_id));
+	ASSERT_EQ(0, vm_destroy(&self->vm, self->vm.parent_id));
 }
 
 /* Without parking: allocations that race are revoked, or refused */
@@ -675,21 +521,14 @@ TEST_F_TIMEOUT(iommufd_revoke, L5_alloc_races_unregister, 120)
 		for (n = 0; n != 2; n++) {
 			ASSERT_EQ(0, vm_open(&vm[n], iommu_id));
 			count[n] = 0;
-			loop[n] = (struct call){
-				.fn = call_alloc_loop,
-				.vm = &vm[n],
-				.arg = &count[n],
-			};
+			loop[n] = CALL(alloc_loop, -1, 0, .vm = &vm[n],
+				       .arg = &count[n]);
 			call_start(&loop[n]);
 		}
 		for (n = 0; n != 2; n++)
 			while (__atomic_load_n(&count[n], __ATOMIC_ACQUIRE) < 3)
 				ASSERT_EQ(0, call_is_done(&loop[n]));
-		unreg = (struct call){
-			.fn = call_unregister,
-			.fd = self->fd,
-			.id = iommu_id,
-		};
+		unreg = CALL(unregister, self->fd, iommu_id);
 		call_start(&unreg);
 		for (n = 0; n != 2; n++) {
 			ASSERT_EQ(-ENODEV, call_end(&loop[n]));
@@ -723,16 +562,9 @@ TEST_F_TIMEOUT(iommufd_revoke, L5_two_unregister, 120)
 							      &iommu_id[n]));
 			ASSERT_EQ(0, vm_open(&vm[n], iommu_id[n]));
 			count[n] = 0;
-			loop[n] = (struct call){
-				.fn = call_alloc_loop,
-				.vm = &vm[n],
-				.arg = &count[n],
-			};
-			unreg[n] = (struct call){
-				.fn = call_unregister,
-				.fd = self->fd,
-				.id = iommu_id[n],
-			};
+			loop[n] = CALL(alloc_loop, -1, 0, .vm = &vm[n],
+				       .arg = &count[n]);
+			unreg[n] = CALL(unregister, self->fd, iommu_id[n]);
 			call_start(&loop[n]);
 		}
 		for (n = 0; n != 2; n++)
@@ -764,13 +596,10 @@ TEST_F_TIMEOUT(iommufd_revoke, L7_unplug_destroy_close_race_unregister, 120)
 		ASSERT_EQ(0, vm_viommu(&vm[1], &viommu_id[2]));
 		ASSERT_EQ(0, vm_unplug(&vm[1]));
 
-		unreg = (struct call){ .fn = call_unregister, .fd = self->fd,
-				       .id = iommu_id };
-		unplug = (struct call){ .fn = call_destroy, .fd = vm[0].fd,
-					.id = vm[0].stdev_id };
-		destroy = (struct call){ .fn = call_destroy, .fd = vm[0].fd,
-					 .id = viommu_id[0] };
-		closing = (struct call){ .fn = call_close, .fd = vm[1].fd };
+		unreg = CALL(unregister, self->fd, iommu_id);
+		unplug = CALL(destroy, vm[0].fd, vm[0].stdev_id);
+		destroy = CALL(destroy, vm[0].fd, viommu_id[0]);
+		closing = CALL(close, vm[1].fd, 0);
 		call_start(&unplug);
 		call_start(&unreg);
 		call_start(&destroy);
@@ -790,7 +619,6 @@ TEST_F_TIMEOUT(iommufd_revoke, L7_unplug_destroy_close_race_unregister, 120)
 /* Another instance is refused, unless the driver shares domains */
 TEST_F(iommufd_revoke, L9_parent_of_another_instance)
 {
-	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
 	uint32_t iommu_id[2], viommu_id, id;
 	struct vm vm;
 	int i;
@@ -809,9 +637,7 @@ TEST_F(iommufd_revoke, L9_parent_of_another_instance)
 	ASSERT_EQ(0, vm_unplug(&vm));
 	ASSERT_EQ(0, vm_plug(&vm, iommu_id[1]));
 	ASSERT_EQ(0, vm_viommu(&vm, &viommu_id));
-	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, vm.device_id, vm.parent_id, 0,
-					  0, &id, IOMMU_HWPT_DATA_SELFTEST,
-					  &data, sizeof(data)));
+	ASSERT_EQ(0, vm_nested(&vm, vm.parent_id, &id));
 
 	/* The parent moves to where the vIOMMU is, and is revoked after it */
 	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id[0]));
@@ -825,15 +651,10 @@ TEST_F(iommufd_revoke, L9_parent_of_another_instance)
  * What lives on a vIOMMU. Each of the calls is in the driver when unregister begins;
  * the device is in use by some of them.
  */
-static struct iommu_hwpt_selftest nested_data = {
-	.iotlb = IOMMU_TEST_IOTLB_DEFAULT,
-};
 
 static int call_nested(int fd, uint32_t id, struct call *call)
 {
-	return _test_cmd_hwpt_alloc(fd, call->vm->device_id, id, 0, 0,
-				    &call->out_id, IOMMU_HWPT_DATA_SELFTEST,
-				    &nested_data, sizeof(nested_data));
+	return vm_nested(call->vm, id, &call->out_id);
 }
 
 static int call_vdevice(int fd, uint32_t id, struct call *call)
@@ -854,29 +675,26 @@ static int call_invalidate(int fd, uint32_t id, struct call *call)
 
 TEST_F(iommufd_revoke, L5_parked_in_nested_alloc)
 {
-	struct call call = { .fn = call_nested, .fd = self->vm.fd,
-			     .vm = &self->vm };
+	struct call call = CALL(nested, self->vm.fd, 0, .vm = &self->vm);
 
 	ASSERT_EQ(0, vm_viommu(&self->vm, &call.id));
 	parked(_metadata, self, MOCK_PARK_NESTED_ALLOC, &call, -ENODEV, false);
-	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, call.id));
-	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->vm.parent_id));
+	ASSERT_EQ(0, vm_destroy(&self->vm, call.id));
+	ASSERT_EQ(0, vm_destroy(&self->vm, self->vm.parent_id));
 }
 
 TEST_F(iommufd_revoke, L5_parked_in_vdevice_init)
 {
-	struct call call = { .fn = call_vdevice, .fd = self->vm.fd,
-			     .vm = &self->vm };
+	struct call call = CALL(vdevice, self->vm.fd, 0, .vm = &self->vm);
 
 	ASSERT_EQ(0, vm_viommu(&self->vm, &call.id));
 	parked(_metadata, self, MOCK_PARK_VDEVICE_INIT, &call, -ENODEV, false);
-	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, call.id));
+	ASSERT_EQ(0, vm_destroy(&self->vm, call.id));
 }
 
 TEST_F(iommufd_revoke, L3_parked_in_invalidate)
 {
-	struct call call = { .fn = call_invalidate, .fd = self->vm.fd,
-			     .vm = &self->vm };
+	struct call call = CALL(invalidate, self->vm.fd, 0, .vm = &self->vm);
 	uint32_t vdevice_id;
 
 	ASSERT_EQ(0, vm_viommu(&self->vm, &call.id));
@@ -891,14 +709,14 @@ TEST_F(iommufd_revoke, L3_parked_in_invalidate)
 
 TEST_F(iommufd_revoke, L7_parked_in_vdevice_destroy)
 {
-	struct call call = { .fn = call_destroy, .fd = self->vm.fd };
+	struct call call = CALL(destroy, self->vm.fd, 0);
 	uint32_t viommu_id;
 
 	ASSERT_EQ(0, vm_viommu(&self->vm, &viommu_id));
 	ASSERT_EQ(0, _test_cmd_vdevice_alloc(self->vm.fd, viommu_id,
 					     self->vm.device_id, 1, &call.id));
 	parked(_metadata, self, MOCK_PARK_VDEVICE_DESTROY, &call, 0, false);
-	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, viommu_id));
+	ASSERT_EQ(0, vm_destroy(&self->vm, viommu_id));
 }
 
 /* Who comes when the revocation has the vDEVICE in its hands waits for it */
@@ -906,48 +724,43 @@ static void vdevice_revoking(struct __test_metadata *_metadata,
 			     struct _test_data_iommufd_revoke *self,
 			     uint32_t *vdevice_id, struct call *call)
 {
-	struct call unreg = { .fn = call_unregister, .fd = self->fd,
-			      .id = self->iommu_id };
 	uint32_t viommu_id;
 
 	ASSERT_EQ(0, vm_viommu(&self->vm, &viommu_id));
 	ASSERT_EQ(0, _test_cmd_vdevice_alloc(self->vm.fd, viommu_id,
 					     self->vm.device_id, 1,
 					     vdevice_id));
-	park(VDEVICE_DESTROY, ARM);
-	call_start(&unreg);
-	park(VDEVICE_DESTROY, WAIT);
+	park_call(VDEVICE_DESTROY, &self->unreg);
 	call_start(call);
 	EXPECT_WAITING(call);
-	EXPECT_WAITING(&unreg);
+	EXPECT_WAITING(&self->unreg);
 	park(VDEVICE_DESTROY, RELEASE);
 	EXPECT_EQ(0, call_end(call));
-	EXPECT_EQ(0, call_end(&unreg));
+	EXPECT_EQ(0, call_end(&self->unreg));
 }
 
 TEST_F(iommufd_revoke, L7_vdevice_destroy_during_revocation)
 {
-	struct call call = { .fn = call_destroy, .fd = self->vm.fd };
+	struct call call = CALL(destroy, self->vm.fd, 0);
 
 	vdevice_revoking(_metadata, self, &call.id, &call);
-	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(self->vm.fd, call.id));
+	EXPECT_ERRNO(ENOENT, vm_destroy(&self->vm, call.id));
 	ASSERT_EQ(0, vm_unplug(&self->vm));
 }
 
 TEST_F(iommufd_revoke, L10_unplug_during_revocation)
 {
-	struct call call = { .fn = call_destroy, .fd = self->vm.fd,
-			     .id = self->vm.stdev_id };
+	struct call call = CALL(destroy, self->vm.fd, self->vm.stdev_id);
 	uint32_t vdevice_id;
 
 	vdevice_revoking(_metadata, self, &vdevice_id, &call);
 	/* It was revoked, which comes first */
-	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, vdevice_id));
+	ASSERT_EQ(0, vm_destroy(&self->vm, vdevice_id));
 }
 
 TEST_F(iommufd_revoke, L7_close_during_vdevice_revocation)
 {
-	struct call call = { .fn = call_close, .fd = self->vm.fd };
+	struct call call = CALL(close, self->vm.fd, 0);
 	uint32_t vdevice_id;
 
 	vdevice_revoking(_metadata, self, &vdevice_id, &call);
@@ -957,26 +770,23 @@ TEST_F(iommufd_revoke, L7_close_during_vdevice_revocation)
 /* The unplug has the vDEVICE in its hands when unregister begins */
 TEST_F(iommufd_revoke, L10_unregister_during_unplug)
 {
-	struct call unplug = { .fn = call_destroy, .fd = self->vm.fd,
-			       .id = self->vm.stdev_id };
+	struct call unplug = CALL(destroy, self->vm.fd, self->vm.stdev_id);
 	uint32_t viommu_id, vdevice_id;
-	struct call unreg;
 
 	ASSERT_EQ(0, vm_viommu(&self->vm, &viommu_id));
 	ASSERT_EQ(0, _test_cmd_vdevice_alloc(self->vm.fd, viommu_id,
 					     self->vm.device_id, 1,
 					     &vdevice_id));
-	park(VDEVICE_DESTROY, ARM);
-	call_start(&unplug);
-	park(VDEVICE_DESTROY, WAIT);
-	unregister_start(_metadata, self, &unreg);
+	park_call(VDEVICE_DESTROY, &unplug);
+	unregister_begin(_metadata, &self->unreg, &self->probe);
+	ASSERT_EQ(0, vm_unplug(&self->probe));
 	EXPECT_WAITING(&unplug);
-	EXPECT_WAITING(&unreg);
+	EXPECT_WAITING(&self->unreg);
 	park(VDEVICE_DESTROY, RELEASE);
 	EXPECT_EQ(0, call_end(&unplug));
-	EXPECT_EQ(0, call_end(&unreg));
-	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(self->vm.fd, vdevice_id));
-	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, viommu_id));
+	EXPECT_EQ(0, call_end(&self->unreg));
+	EXPECT_ERRNO(ENOENT, vm_destroy(&self->vm, vdevice_id));
+	ASSERT_EQ(0, vm_destroy(&self->vm, viommu_id));
 }
 
 /* A VM with one of everything, in whatever state it can be */
@@ -1000,14 +810,6 @@ struct full_vm {
 static int full_vm_open(struct full_vm *full, uint32_t iommu_id)
 {
 	struct vm *vm = &full->vm;
-	struct iommu_test_cmd iopf = {
-		.size = sizeof(iopf),
-		.op = IOMMU_TEST_OP_TRIGGER_IOPF,
-		.trigger_iopf = {
-			.pasid = 0x1,
-			.perm = IOMMU_PGFAULT_PERM_READ,
-		},
-	};
 	struct iommu_hwpt_pgfault fault;
 	int i;
 
@@ -1035,23 +837,16 @@ static int full_vm_open(struct full_vm *full, uint32_t iommu_id)
 		return 5;
 	if (_test_ioctl_fault_alloc(vm->fd, &full->fault_id, &full->fault_fd))
 		return 6;
-	if (_test_cmd_hwpt_alloc(vm->fd, vm->device_id, full->viommu_id,
-				 full->fault_id, IOMMU_HWPT_FAULT_ID_VALID,
-				 &full->nested_id, IOMMU_HWPT_DATA_SELFTEST,
-				 &nested_data, sizeof(nested_data)))
+	if (vm_nested_fault(vm, full->viommu_id, full->fault_id,
+			    &full->nested_id))
 		return 7;
-	if (_test_cmd_hwpt_alloc(vm->fd, vm->device_id, full->viommu_id, 0, 0,
-				 &full->unused_id, IOMMU_HWPT_DATA_SELFTEST,
-				 &nested_data, sizeof(nested_data)))
+	if (vm_nested(vm, full->viommu_id, &full->unused_id))
 		return 8;
-	if (_test_cmd_mock_domain_replace(vm->fd, vm->stdev_id, full->nested_id,
-					  NULL))
+	if (vm_attach(vm, full->nested_id))
 		return 9;
 	/* One fault is not answered, another one not read */
-	iopf.trigger_iopf.dev_id = vm->device_id;
 	for (i = 0; i != 2; i++) {
-		iopf.trigger_iopf.grpid = i;
-		if (ioctl(vm->fd, IOMMU_TEST_CMD, &iopf))
+		if (trigger_iopf(vm->fd, vm->device_id, i))
 			return 10;
 		if (!i && read(full->fault_fd, &fault, sizeof(fault)) !=
 				  sizeof(fault))
@@ -1120,7 +915,7 @@ TEST_F(iommufd_revoke, L6_everything)
 	ASSERT_EQ(0, _test_cmd_veventq_alloc(full.vm.fd, full.viommu_id,
 					     IOMMU_VEVENTQ_TYPE_SELFTEST + 1, 1,
 					     &type_id, &type_fd));
-	polling = (struct call){ .fn = call_poll, .fd = type_fd };
+	polling = CALL(poll, type_fd, 0);
 	call_start(&polling);
 	EXPECT_WAITING(&polling);
 
@@ -1140,7 +935,7 @@ TEST_F(iommufd_revoke, L6_everything)
 				      IOMMU_HW_QUEUE_TYPE_SELFTEST, 0,
 				      full.iova, PAGE_SIZE, NULL));
 	gone(_test_cmd_trigger_vevent(full.vm.fd, full.vm.device_id, false));
-	polling = (struct call){ .fn = call_invalidate, .fd = full.vm.fd };
+	polling = CALL(invalidate, full.vm.fd, 0);
 #define gone_id(_id)                                                       \
 	({                                                                 \
 		uint32_t __id = _id;                                       \
@@ -1180,16 +975,16 @@ TEST_F(iommufd_revoke, L6_everything)
 	 * Each can be destroyed, in the order of the allocation, but for what has
 	 * a user in user space: the file of a queue
 	 */
-	ASSERT_EQ(0, _test_ioctl_destroy(full.vm.fd, full.vm.parent_id));
-	ASSERT_EQ(0, _test_ioctl_destroy(full.vm.fd, full.viommu_id));
-	ASSERT_EQ(0, _test_ioctl_destroy(full.vm.fd, full.vdevice_id));
-	ASSERT_EQ(0, _test_ioctl_destroy(full.vm.fd, full.nested_id));
-	ASSERT_EQ(0, _test_ioctl_destroy(full.vm.fd, full.unused_id));
-	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(full.vm.fd, full.veventq_id));
+	ASSERT_EQ(0, vm_destroy(&full.vm, full.vm.parent_id));
+	ASSERT_EQ(0, vm_destroy(&full.vm, full.viommu_id));
+	ASSERT_EQ(0, vm_destroy(&full.vm, full.vdevice_id));
+	ASSERT_EQ(0, vm_destroy(&full.vm, full.nested_id));
+	ASSERT_EQ(0, vm_destroy(&full.vm, full.unused_id));
+	EXPECT_ERRNO(EBUSY, vm_destroy(&full.vm, full.veventq_id));
 	ASSERT_EQ(0, close(full.veventq_fd));
-	ASSERT_EQ(0, _test_ioctl_destroy(full.vm.fd, full.veventq_id));
-	ASSERT_EQ(0, _test_ioctl_destroy(full.vm.fd, full.hw_queue_id[0]));
-	ASSERT_EQ(0, _test_ioctl_destroy(full.vm.fd, full.hw_queue_id[1]));
+	ASSERT_EQ(0, vm_destroy(&full.vm, full.veventq_id));
+	ASSERT_EQ(0, vm_destroy(&full.vm, full.hw_queue_id[0]));
+	ASSERT_EQ(0, vm_destroy(&full.vm, full.hw_queue_id[1]));
 	ASSERT_EQ(0, vm_unplug(&full.vm));
 	ASSERT_EQ(0, munmap(full.map, full.data.out_mmap_length));
 
@@ -1200,8 +995,7 @@ TEST_F(iommufd_revoke, L6_everything)
 	ASSERT_EQ(sizeof(event), read(other.veventq_fd, &event, sizeof(event)));
 	EXPECT_EQ(0, _test_cmd_trigger_vevent(other.vm.fd, other.vm.device_id,
 					      false));
-	EXPECT_ERRNO(EBUSY,
-		     _test_ioctl_destroy(other.vm.fd, other.viommu_id));
+	EXPECT_ERRNO(EBUSY, vm_destroy(&other.vm, other.viommu_id));
 
 	ASSERT_EQ(0, close(type_fd));
 	ASSERT_EQ(0, close(full.fault_fd));
@@ -1257,9 +1051,8 @@ TEST_F_TIMEOUT(iommufd_revoke, L7_close_with_everything_races, 120)
 	for (i = 0; i != 50; i++) {
 		ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0, &iommu_id));
 		ASSERT_EQ(0, full_vm_open(&full, iommu_id));
-		unreg = (struct call){ .fn = call_unregister, .fd = self->fd,
-				       .id = iommu_id };
-		closing = (struct call){ .fn = call_close_full, .arg = &full };
+		unreg = CALL(unregister, self->fd, iommu_id);
+		closing = CALL(close_full, -1, 0, .arg = &full);
 		call_start(i % 2 ? &unreg : &closing);
 		/* From one end of the overlap to the other */
 		if (i > 2)
@@ -1319,10 +1112,10 @@ TEST(L8_module_in_use)
 		ASSERT_EQ(0, close(dev_fd));
 		EXPECT_ERRNO(EWOULDBLOCK, module_unload());
 
-		EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(vm.fd, parent_id));
-		ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, viommu_id));
+		EXPECT_ERRNO(EBUSY, vm_destroy(&vm, parent_id));
+		ASSERT_EQ(0, vm_destroy(&vm, viommu_id));
 		EXPECT_ERRNO(EWOULDBLOCK, module_unload());
-		ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, parent_id));
+		ASSERT_EQ(0, vm_destroy(&vm, parent_id));
 
 		ASSERT_EQ(0, module_unload());
 		ASSERT_EQ(0, close(vm.fd));

@@ -40,44 +40,14 @@
 #define MEM_PAGES 64
 #define MEM_IOVA 0x1000000ULL
 
-static __attribute__((constructor)) void setup_sizes(void)
-{
-	PAGE_SIZE = sysconf(_SC_PAGE_SIZE);
-	BUFFER_SIZE = PAGE_SIZE * MEM_PAGES;
-	buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE,
-		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	assert(buffer != MAP_FAILED);
-}
-
-static long read_number(const char *path)
-{
-	char text[32] = {};
-	int fd = open(path, O_RDONLY);
-
-	if (fd == -1)
-		return -1;
-	if (read(fd, text, sizeof(text) - 1) < 0)
-		text[0] = 0;
-	close(fd);
-	return strtol(text, NULL, 0);
-}
-
 /* The driver is found where the kernel was installed or in the current directory */
 static int smmu_load(void)
 {
 	struct stat st;
-	int fd, ret;
 
 	if (!stat("/sys/module/arm_smmu_v3", &st))
 		return 0;
-	if (!system("modprobe -q arm_smmu_v3 2>/dev/null"))
-		return 0;
-	fd = open("arm_smmu_v3.ko", O_RDONLY | O_CLOEXEC);
-	if (fd == -1)
-		return -1;
-	ret = syscall(__NR_finit_module, fd, "", 0);
-	close(fd);
-	return ret;
+	return module_load_with("arm_smmu_v3", "");
 }
 
 /*
@@ -128,10 +98,10 @@ static int edu_is(const struct dirent *entry)
 	char path[300];
 
 	snprintf(path, sizeof(path), PCI_DEVICES "%s/vendor", entry->d_name);
-	if (read_number(path) != EDU_VENDOR)
+	if (read_number(path, -1) != EDU_VENDOR)
 		return 0;
 	snprintf(path, sizeof(path), PCI_DEVICES "%s/device", entry->d_name);
-	return read_number(path) == EDU_DEVICE;
+	return read_number(path, -1) == EDU_DEVICE;
 }
 
 /* How many there are, and the name of one of them in order of their addresses */

@@ -127,15 +127,6 @@ struct vm {
 static struct shared *shared;
 static struct vm vms[NUM_VMS];
 
-static unsigned int rnd(uint64_t *state, unsigned int limit)
-{
-	/* xorshift64, never 0 */
-	*state ^= *state << 13;
-	*state ^= *state >> 7;
-	*state ^= *state << 17;
-	return (*state >> 33) % limit;
-}
-
 #define get(var) __atomic_load_n(&(var), __ATOMIC_RELAXED)
 #define set(var, value) __atomic_store_n(&(var), value, __ATOMIC_RELAXED)
 #define count(var) __atomic_add_fetch(&(var), 1, __ATOMIC_RELAXED)
@@ -531,20 +522,6 @@ static void count_all(unsigned int *counts)
 	counts[2] = count_dir("/sys/kernel/iommu_groups");
 }
 
-/*
- * One who was killed may have left an IOMMU that nobody knows. The last ID that
- * was given out tells how far to look.
- */
-static void unregister_all(int fd)
-{
-	uint32_t last, i;
-
-	if (_test_cmd_iommu_register(fd, 0, &last))
-		ksft_exit_fail_msg("no IOMMU\n");
-	for (i = 1; i <= last; i++)
-		_test_cmd_iommu_unregister(fd, i);
-}
-
 int main(int argc, char *argv[])
 {
 	unsigned long seconds = argc > 1 ? strtoul(argv[1], NULL, 0) : 30;
@@ -580,7 +557,8 @@ int main(int argc, char *argv[])
 		ksft_exit_skip("no /dev/iommu\n");
 	if (_test_cmd_viommu_stats(fd, &inits[0], &destroys[0], &revokes[0]))
 		ksft_exit_skip("no IOMMUFD_TEST\n");
-	unregister_all(fd);
+	if (unregister_all(fd))
+		ksft_exit_fail_msg("no IOMMU\n");
 	count_all(before);
 
 	for (i = 0; i != NUM_PROCS; i++)
@@ -604,7 +582,8 @@ int main(int argc, char *argv[])
 	set(shared->stop, 1);
 	for (i = 0; i != NUM_PROCS; i++)
 		waitpid(pid[i], NULL, 0);
-	unregister_all(fd);
+	if (unregister_all(fd))
+		ksft_exit_fail_msg("no IOMMU\n");
 
 	for (op = 0; op != OP_NUM; op++)
 		ksft_print_msg("%-10s %10llu done %10llu refused\n",

@@ -18,15 +18,6 @@
 #define __EXPORTED_HEADERS__
 #include "iommufd_race.h"
 
-static __attribute__((constructor)) void setup_sizes(void)
-{
-	PAGE_SIZE = sysconf(_SC_PAGE_SIZE);
-	BUFFER_SIZE = PAGE_SIZE * 2;
-	buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE,
-		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	assert(buffer != MAP_FAILED);
-}
-
 #define QUEUE_TYPE IOMMU_VEVENTQ_TYPE_SELFTEST
 #define VIRT_ID 0x17
 
@@ -77,28 +68,33 @@ static int guest_plug(struct guest *guest, uint32_t iommu_id,
 
 static int guest_open(struct guest *guest, uint32_t iommu_id, uint64_t virt_id)
 {
-	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
-
 	guest->queue = -1;
 	if (vm_open(&guest->vm, iommu_id) ||
-	    _test_cmd_viommu_alloc(guest->vm.fd, guest->vm.device_id,
-				   guest->vm.parent_id, 0,
-				   IOMMU_VIOMMU_TYPE_SELFTEST, NULL, 0,
-				   &guest->viommu_id) ||
-	    _test_cmd_hwpt_alloc(guest->vm.fd, guest->vm.device_id,
-				 guest->viommu_id, 0, 0, &guest->nested_id,
-				 IOMMU_HWPT_DATA_SELFTEST, &data, sizeof(data)))
+	    vm_viommu(&guest->vm, &guest->viommu_id) ||
+	    vm_nested(&guest->vm, guest->viommu_id, &guest->nested_id))
 		return -1;
 	guest->dev.stdev_id = guest->vm.stdev_id;
 	guest->dev.device_id = guest->vm.device_id;
 	return guest_attach(guest, &guest->dev, virt_id);
 }
 
+static int guest_queue_of(struct guest *guest, uint32_t type, uint32_t depth,
+			  uint32_t *queue_id, int *queue)
+{
+	return _test_cmd_veventq_alloc(guest->vm.fd, guest->viommu_id, type,
+				       depth, queue_id, queue);
+}
+
 static int guest_queue(struct guest *guest, uint32_t depth)
 {
-	return _test_cmd_veventq_alloc(guest->vm.fd, guest->viommu_id,
-				       QUEUE_TYPE, depth, &guest->queue_id,
-				       &guest->queue);
+	return guest_queue_of(guest, QUEUE_TYPE, depth, &guest->queue_id,
+			      &guest->queue);
+}
+
+/* By the device that the VM has now, in an interrupt or not */
+static int guest_trigger_in(struct guest *guest, bool irq)
+{
+	return _test_cmd_trigger_vevent(guest->vm.fd, guest->vm.device_id, irq);
 }
 
 static int dev_trigger(struct guest *guest, struct guest_dev *dev)
@@ -144,11 +140,8 @@ FIXTURE(iommufd_veventq)
 
 FIXTURE_SETUP(iommufd_veventq)
 {
-	self->fd = open("/dev/iommu", O_RDWR);
+	self->fd = stats_open(&self->inits, &self->destroys);
 	ASSERT_NE(-1, self->fd);
-	ASSERT_EQ(0, unpark_all(self->fd));
-	ASSERT_EQ(0, _test_cmd_viommu_stats(self->fd, &self->inits,
-					    &self->destroys, NULL));
 	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0, &self->iommu_id));
 	ASSERT_EQ(0, guest_open(&self->guest, self->iommu_id, VIRT_ID));
 }
@@ -156,17 +149,12 @@ FIXTURE_SETUP(iommufd_veventq)
 /* The queues are gone as well, or the vIOMMUs would be there */
 FIXTURE_TEARDOWN(iommufd_veventq)
 {
-	uint64_t inits = 0, destroys = 1;
-
 	EXPECT_EQ(0, unpark_all(self->fd));
 	if (self->guest.queue != -1)
 		EXPECT_EQ(0, close(self->guest.queue));
-	if (self->guest.vm.fd != -1)
-		EXPECT_EQ(0, close(self->guest.vm.fd));
+	EXPECT_EQ(0, vm_close(&self->guest.vm));
 	EXPECT_EQ(0, iommu_end(self->fd, self->iommu_id));
-	EXPECT_EQ(0, _test_cmd_viommu_stats(self->fd, &inits, &destroys, NULL));
-	EXPECT_EQ(inits - self->inits, destroys - self->destroys);
-	EXPECT_EQ(0, close(self->fd));
+	EXPECT_EQ(0, stats_close(self->fd, self->inits, self->destroys));
 }
 
 #define unregister() \
@@ -238,21 +226,17 @@ TEST_F(iommufd_veventq, alloc)
 	EXPECT_EMPTY();
 
 	/* It is in use as long as its file is, and uses the vIOMMU */
-	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(guest->vm.fd, guest->queue_id));
+	EXPECT_ERRNO(EBUSY, vm_destroy(&guest->vm, guest->queue_id));
 	ASSERT_EQ(0, close(guest->queue));
 	guest->queue = -1;
-	ASSERT_EQ(0, _test_cmd_mock_domain_replace(guest->vm.fd,
-						   guest->vm.stdev_id,
-						   guest->vm.ioas_id, NULL));
-	ASSERT_EQ(0, _test_ioctl_destroy(guest->vm.fd, guest->nested_id));
-	ASSERT_EQ(0, _test_ioctl_destroy(guest->vm.fd, guest->dev.vdevice_id));
-	EXPECT_ERRNO(EBUSY,
-		     _test_ioctl_destroy(guest->vm.fd, guest->viommu_id));
+	ASSERT_EQ(0, vm_attach(&guest->vm, guest->vm.ioas_id));
+	ASSERT_EQ(0, vm_destroy(&guest->vm, guest->nested_id));
+	ASSERT_EQ(0, vm_destroy(&guest->vm, guest->dev.vdevice_id));
+	EXPECT_ERRNO(EBUSY, vm_destroy(&guest->vm, guest->viommu_id));
 
-	ASSERT_EQ(0, _test_ioctl_destroy(guest->vm.fd, guest->queue_id));
-	EXPECT_ERRNO(ENOENT,
-		     _test_ioctl_destroy(guest->vm.fd, guest->queue_id));
-	ASSERT_EQ(0, _test_ioctl_destroy(guest->vm.fd, guest->viommu_id));
+	ASSERT_EQ(0, vm_destroy(&guest->vm, guest->queue_id));
+	EXPECT_ERRNO(ENOENT, vm_destroy(&guest->vm, guest->queue_id));
+	ASSERT_EQ(0, vm_destroy(&guest->vm, guest->viommu_id));
 }
 
 /* Its ID is that of a vEVENTQ and of nothing else */
@@ -264,11 +248,8 @@ TEST_F(iommufd_veventq, id_is_no_other_object)
 
 	queue_alloc(1);
 	id = self->guest.queue_id;
-	EXPECT_ERRNO(EINVAL,
-		     _test_cmd_mock_domain_replace(vm->fd, vm->stdev_id, id,
-						   NULL));
-	EXPECT_ERRNO(ENOENT, _test_cmd_get_hw_info(vm->fd, id, NULL, 0, NULL,
-						   NULL));
+	EXPECT_ERRNO(EINVAL, vm_attach(vm, id));
+	EXPECT_ERRNO(ENOENT, hw_info(vm->fd, id));
 	EXPECT_ERRNO(ENOENT, _test_cmd_viommu_call(vm->fd, id));
 	EXPECT_ERRNO(ENOENT,
 		     _test_cmd_vdevice_alloc(vm->fd, id, vm->device_id, 1,
@@ -294,17 +275,11 @@ TEST_F(iommufd_veventq, alloc_bad_arguments)
 	ASSERT_NE(0, id);
 	ASSERT_NE(-1, fd);
 
-#define test_err_cmd(_errno, field, value)                              \
-	({                                                              \
-		struct iommu_veventq_alloc bad = cmd;                   \
-									\
-		bad.field = value;                                      \
-		EXPECT_ERRNO(_errno,                                    \
-			     ioctl(vm->fd, IOMMU_VEVENTQ_ALLOC, &bad)); \
-		EXPECT_EQ(0, bad.out_veventq_id);                       \
-		EXPECT_EQ(0, bad.out_veventq_fd);                       \
-		EXPECT_EQ(id, free_id(vm->fd));                         \
-		EXPECT_EQ(fd, free_fd());                               \
+#define test_err_cmd(_errno, field, value)                                     \
+	({                                                                     \
+		EXPECT_BAD_FIELD(_errno, vm->fd, IOMMU_VEVENTQ_ALLOC, cmd, id, \
+				 field, value);                                \
+		EXPECT_EQ(fd, free_fd());                                      \
 	})
 	test_err_cmd(EOPNOTSUPP, flags, 1);
 	test_err_cmd(EOPNOTSUPP, flags, 1U << 31);
@@ -336,63 +311,19 @@ TEST_F(iommufd_veventq, alloc_bad_arguments)
 
 TEST_F(iommufd_veventq, alloc_size)
 {
-	struct {
-		struct iommu_veventq_alloc cmd;
-		uint8_t more[64];
-	} arg = {
-		.cmd = {
-			.viommu_id = self->guest.viommu_id,
-			.type = QUEUE_TYPE,
-			.veventq_depth = 1,
-		},
+	struct iommu_veventq_alloc cmd = {
+		.viommu_id = self->guest.viommu_id,
+		.type = QUEUE_TYPE,
+		.veventq_depth = 1,
 	};
-	const uint32_t min_size =
-		offsetofend(struct iommu_veventq_alloc, out_veventq_fd);
-	int vm_fd = self->guest.vm.fd;
-	uint32_t id = free_id(vm_fd);
 	int fd = free_fd();
-	uint32_t size;
 
-	ASSERT_EQ(28, min_size);
-	ASSERT_EQ(32, sizeof(arg.cmd));
-
-	for (size = 0; size != min_size; size++) {
-		arg.cmd.size = size;
-		EXPECT_ERRNO(EINVAL, ioctl(vm_fd, IOMMU_VEVENTQ_ALLOC, &arg));
-	}
-
-	/* A newer program's larger structure is fine as long as it is zero */
-	for (; size <= sizeof(arg); size++) {
-		arg.cmd.size = size;
-		arg.cmd.out_veventq_id = 0;
-		arg.cmd.out_veventq_fd = 0;
-		ASSERT_EQ(0, ioctl(vm_fd, IOMMU_VEVENTQ_ALLOC, &arg));
-		EXPECT_EQ(size, arg.cmd.size);
-		EXPECT_EQ(id, arg.cmd.out_veventq_id);
-		EXPECT_EQ(fd, arg.cmd.out_veventq_fd);
-		ASSERT_EQ(0, close(arg.cmd.out_veventq_fd));
-		ASSERT_EQ(0, _test_ioctl_destroy(vm_fd, id));
-	}
-	for (size = 0; size != sizeof(arg.more); size++) {
-		arg.cmd.size = sizeof(arg);
-		arg.more[size] = 1;
-		EXPECT_ERRNO(E2BIG, ioctl(vm_fd, IOMMU_VEVENTQ_ALLOC, &arg));
-		arg.more[size] = 0;
-	}
-	EXPECT_EQ(id, free_id(vm_fd));
+	ASSERT_EQ(28, offsetofend(typeof(cmd), out_veventq_fd));
+	ASSERT_EQ(32, sizeof(cmd));
+	SIZE_SWEEP(self->guest.vm.fd, IOMMU_VEVENTQ_ALLOC, cmd, out_veventq_fd,
+		   out_veventq_id,
+		   .file = offsetof(typeof(cmd), out_veventq_fd));
 	EXPECT_EQ(fd, free_fd());
-
-	/* What is beyond the size is not looked at, and not written */
-	memset(&arg.cmd.__reserved, 0xa5, sizeof(arg) - min_size);
-	arg.cmd.size = min_size;
-	ASSERT_EQ(0, ioctl(vm_fd, IOMMU_VEVENTQ_ALLOC, &arg));
-	for (size = min_size; size != sizeof(arg); size++)
-		ASSERT_EQ(0xa5, ((uint8_t *)&arg)[size]);
-	ASSERT_EQ(0, close(arg.cmd.out_veventq_fd));
-	ASSERT_EQ(0, _test_ioctl_destroy(vm_fd, id));
-
-	EXPECT_ERRNO(EFAULT, ioctl(vm_fd, IOMMU_VEVENTQ_ALLOC, NULL));
-	EXPECT_EQ(id, free_id(vm_fd));
 }
 
 /* The answer cannot be given, so there is no queue */
@@ -409,12 +340,10 @@ TEST_F(iommufd_veventq, L12_readonly_argument)
 		.type = QUEUE_TYPE,
 		.veventq_depth = 1,
 	};
-	ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
-	EXPECT_ERRNO(EFAULT, ioctl(guest->vm.fd, IOMMU_VEVENTQ_ALLOC, cmd));
-	ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ | PROT_WRITE));
+	EXPECT_ERRNO(EFAULT, ioctl_readonly(guest->vm.fd, IOMMU_VEVENTQ_ALLOC));
 
 	EXPECT_ERRNO(EOPNOTSUPP, guest_trigger(guest));
-	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(guest->vm.fd, id));
+	EXPECT_ERRNO(ENOENT, vm_destroy(&guest->vm, id));
 	EXPECT_EQ(id, free_id(guest->vm.fd));
 	EXPECT_EQ(fd, free_fd());
 
@@ -456,11 +385,8 @@ TEST_F(iommufd_veventq, one_per_type)
 	int other, fd;
 
 	queue_alloc(2);
-	EXPECT_ERRNO(EEXIST,
-		     _test_cmd_veventq_alloc(guest->vm.fd, guest->viommu_id,
-					     QUEUE_TYPE, 2, &id, &fd));
-	ASSERT_EQ(0, _test_cmd_veventq_alloc(guest->vm.fd, guest->viommu_id,
-					     UINT32_MAX, 2, &other_id, &other));
+	EXPECT_ERRNO(EEXIST, guest_queue_of(guest, QUEUE_TYPE, 2, &id, &fd));
+	ASSERT_EQ(0, guest_queue_of(guest, UINT32_MAX, 2, &other_id, &other));
 	ASSERT_NE(guest->queue_id, other_id);
 
 	/* It is the other queue's business what comes there */
@@ -472,11 +398,9 @@ TEST_F(iommufd_veventq, one_per_type)
 	/* It is there until it is destroyed, with its file closed or not */
 	ASSERT_EQ(0, close(guest->queue));
 	guest->queue = -1;
-	EXPECT_ERRNO(EEXIST,
-		     _test_cmd_veventq_alloc(guest->vm.fd, guest->viommu_id,
-					     QUEUE_TYPE, 2, &id, &fd));
+	EXPECT_ERRNO(EEXIST, guest_queue_of(guest, QUEUE_TYPE, 2, &id, &fd));
 	trigger();
-	ASSERT_EQ(0, _test_ioctl_destroy(guest->vm.fd, guest->queue_id));
+	ASSERT_EQ(0, vm_destroy(&guest->vm, guest->queue_id));
 	EXPECT_ERRNO(EOPNOTSUPP, guest_trigger(guest));
 
 	/* What the last one had is gone with it */
@@ -487,7 +411,7 @@ TEST_F(iommufd_veventq, one_per_type)
 	EXPECT_EMPTY();
 	EXPECT_EMPTY_OF(other);
 	ASSERT_EQ(0, close(other));
-	ASSERT_EQ(0, _test_ioctl_destroy(guest->vm.fd, other_id));
+	ASSERT_EQ(0, vm_destroy(&guest->vm, other_id));
 }
 
 /* A queue whose file is duplicated is in use until all of them are closed */
@@ -502,12 +426,12 @@ TEST_F(iommufd_veventq, dup)
 	trigger_many(2);
 	EXPECT_VEVENT_OF(fd, 0, VIRT_ID);
 	ASSERT_EQ(0, close(guest->queue));
-	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(guest->vm.fd, guest->queue_id));
+	EXPECT_ERRNO(EBUSY, vm_destroy(&guest->vm, guest->queue_id));
 	guest->queue = fd;
 	EXPECT_VEVENT(1);
 	ASSERT_EQ(0, close(fd));
 	guest->queue = -1;
-	ASSERT_EQ(0, _test_ioctl_destroy(guest->vm.fd, guest->queue_id));
+	ASSERT_EQ(0, vm_destroy(&guest->vm, guest->queue_id));
 }
 
 /* Closing the iommufd finds an order, with events there and not */
@@ -517,9 +441,7 @@ TEST_F(iommufd_veventq, close_queue_first)
 	int fd;
 
 	queue_alloc(2);
-	ASSERT_EQ(0, _test_cmd_veventq_alloc(self->guest.vm.fd,
-					     self->guest.viommu_id, 1, 1, &id,
-					     &fd));
+	ASSERT_EQ(0, guest_queue_of(&self->guest, 1, 1, &id, &fd));
 	trigger_many(3);
 	ASSERT_EQ(0, close(fd));
 	ASSERT_EQ(0, close(self->guest.queue));
@@ -858,7 +780,6 @@ TEST_F(iommufd_veventq, poll)
 /* A thread that sleeps in poll() until there is something */
 struct sleeper {
 	struct call call;
-	pid_t tid;
 	short revents;
 };
 
@@ -868,43 +789,19 @@ static int call_poll(int fd, uint32_t id, struct call *call)
 	struct pollfd pollfd = { .fd = fd, .events = POLLIN };
 	int ret;
 
-	__atomic_store_n(&sleeper->tid, syscall(__NR_gettid), __ATOMIC_RELEASE);
 	ret = poll(&pollfd, 1, -1);
 	sleeper->revents = pollfd.revents;
 	return ret == 1 ? 0 : -1;
 }
 
-static char thread_state(pid_t tid)
-{
-	char path[64], line[128] = {}, *name_end;
-	int fd;
-
-	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
-	fd = open(path, O_RDONLY);
-	if (fd == -1)
-		return 0;
-	if (read(fd, line, sizeof(line) - 1) < 0)
-		line[0] = 0;
-	close(fd);
-	name_end = strrchr(line, ')');
-	return name_end && name_end[1] ? name_end[2] : 0;
-}
-
 static void sleeper_start(struct __test_metadata *_metadata,
 			  struct sleeper *sleeper, int fd)
 {
-	int tries = 0;
-	pid_t tid;
+	const pid_t *tid = &sleeper->call.tid;
 
-	*sleeper = (struct sleeper){
-		.call = { .fn = call_poll, .fd = fd, .arg = sleeper },
-	};
+	sleeper->call = CALL(poll, fd, 0, .arg = sleeper);
 	call_start(&sleeper->call);
-	while (!(tid = __atomic_load_n(&sleeper->tid, __ATOMIC_ACQUIRE)) ||
-	       thread_state(tid) != 'S') {
-		ASSERT_GT(10000, tries++);
-		sleep_ms(1);
-	}
+	WAIT_WHILE(!thread_sleeps(__atomic_load_n(tid, __ATOMIC_ACQUIRE)));
 }
 
 TEST_F(iommufd_veventq, poll_wakes)
@@ -919,9 +816,7 @@ TEST_F(iommufd_veventq, poll_wakes)
 				      self->guest.queue);
 		EXPECT_EQ(0, call_is_done(&sleeper[0].call));
 		EXPECT_EQ(0, call_is_done(&sleeper[1].call));
-		ASSERT_EQ(0, _test_cmd_trigger_vevent(self->guest.vm.fd,
-						      self->guest.vm.device_id,
-						      irq));
+		ASSERT_EQ(0, guest_trigger_in(&self->guest, irq));
 		for (i = 0; i != 2; i++) {
 			ASSERT_EQ(0, call_end(&sleeper[i].call));
 			EXPECT_EQ(POLLIN, sleeper[i].revents);
@@ -948,16 +843,11 @@ TEST_F(iommufd_veventq, not_reported)
 
 	/* Without a queue, or with one of another type only */
 	for (irq = false;; irq = true) {
-		EXPECT_ERRNO(EOPNOTSUPP,
-			     _test_cmd_trigger_vevent(guest->vm.fd,
-						      guest->vm.device_id,
-						      irq));
+		EXPECT_ERRNO(EOPNOTSUPP, guest_trigger_in(guest, irq));
 		if (irq)
 			break;
 	}
-	ASSERT_EQ(0, _test_cmd_veventq_alloc(guest->vm.fd, guest->viommu_id,
-					     QUEUE_TYPE + 1, 1, &other_id,
-					     &fd));
+	ASSERT_EQ(0, guest_queue_of(guest, QUEUE_TYPE + 1, 1, &other_id, &fd));
 	EXPECT_ERRNO(EOPNOTSUPP, guest_trigger(guest));
 	EXPECT_EMPTY_OF(fd);
 	ASSERT_EQ(0, close(fd));
@@ -985,7 +875,7 @@ TEST_F(iommufd_veventq, not_reported)
 	EXPECT_VEVENT_OF(guest->queue, 1, VIRT_ID + 1);
 
 	/* Without a vDEVICE */
-	ASSERT_EQ(0, _test_ioctl_destroy(guest->vm.fd, dev.vdevice_id));
+	ASSERT_EQ(0, vm_destroy(&guest->vm, dev.vdevice_id));
 	EXPECT_ERRNO(ENOENT, dev_trigger(guest, &dev));
 	/* What was not for the queue has no number in it */
 	trigger();
@@ -1008,7 +898,7 @@ TEST_F(iommufd_veventq, virtual_id_moves)
 	trigger();
 	EXPECT_VEVENT(0);
 
-	ASSERT_EQ(0, _test_ioctl_destroy(guest->vm.fd, a->vdevice_id));
+	ASSERT_EQ(0, vm_destroy(&guest->vm, a->vdevice_id));
 	ASSERT_EQ(0, guest_plug(guest, self->iommu_id, &b));
 	ASSERT_EQ(0, guest_attach(guest, &b, VIRT_ID));
 	EXPECT_ERRNO(ENOENT, dev_trigger(guest, a));
@@ -1033,8 +923,8 @@ TEST_F(iommufd_veventq, virtual_id_moves)
 	EXPECT_EMPTY();
 
 	/* And they change places */
-	ASSERT_EQ(0, _test_ioctl_destroy(guest->vm.fd, a->vdevice_id));
-	ASSERT_EQ(0, _test_ioctl_destroy(guest->vm.fd, b.vdevice_id));
+	ASSERT_EQ(0, vm_destroy(&guest->vm, a->vdevice_id));
+	ASSERT_EQ(0, vm_destroy(&guest->vm, b.vdevice_id));
 	EXPECT_ERRNO(ENOENT, dev_trigger(guest, a));
 	EXPECT_ERRNO(ENOENT, dev_trigger(guest, &b));
 	ASSERT_EQ(0, guest_attach(guest, a, VIRT_ID));
@@ -1075,9 +965,7 @@ TEST_F(iommufd_veventq, hard_interrupts)
 
 	queue_alloc(4);
 	for (i = 0; i != 6; i++)
-		ASSERT_EQ(0, _test_cmd_trigger_vevent(guest->vm.fd,
-						      guest->vm.device_id,
-						      true));
+		ASSERT_EQ(0, guest_trigger_in(guest, true));
 	for (i = 0; i != 4; i++)
 		EXPECT_VEVENT(i);
 	EXPECT_LOST(5);
@@ -1085,8 +973,7 @@ TEST_F(iommufd_veventq, hard_interrupts)
 
 	/* They come in turns with others */
 	trigger();
-	ASSERT_EQ(0, _test_cmd_trigger_vevent(guest->vm.fd, guest->vm.device_id,
-					      true));
+	ASSERT_EQ(0, guest_trigger_in(guest, true));
 	EXPECT_VEVENT(6);
 	EXPECT_VEVENT(7);
 	EXPECT_EMPTY();
@@ -1103,17 +990,15 @@ TEST_F(iommufd_veventq, two_types)
 	unsigned int i;
 
 	for (i = 0; i != ARRAY_SIZE(types); i++)
-		ASSERT_EQ(0, _test_cmd_veventq_alloc(guest->vm.fd,
-						     guest->viommu_id,
-						     types[i], 1, &id[i],
-						     &fd[i]));
+		ASSERT_EQ(0,
+			  guest_queue_of(guest, types[i], 1, &id[i], &fd[i]));
 	queue_alloc(2);
 	trigger_many(3);
 	for (i = 0; i != ARRAY_SIZE(types); i++) {
 		EXPECT_EMPTY_OF(fd[i]);
 		/* Destroying one does nothing to the others */
 		ASSERT_EQ(0, close(fd[i]));
-		ASSERT_EQ(0, _test_ioctl_destroy(guest->vm.fd, id[i]));
+		ASSERT_EQ(0, vm_destroy(&guest->vm, id[i]));
 	}
 	EXPECT_VEVENT(0);
 	EXPECT_VEVENT(1);
@@ -1135,10 +1020,7 @@ TEST_F(iommufd_veventq, two_files)
 	ASSERT_EQ(0, guest_open(&other, self->iommu_id, VIRT_ID));
 	EXPECT_ERRNO(EOPNOTSUPP, guest_trigger(&other));
 	ASSERT_EQ(0, guest_queue(&other, 4));
-	ASSERT_EQ(0, _test_cmd_viommu_alloc(guest->vm.fd, guest->vm.device_id,
-					    guest->vm.parent_id, 0,
-					    IOMMU_VIOMMU_TYPE_SELFTEST, NULL, 0,
-					    &viommu_id));
+	ASSERT_EQ(0, vm_viommu(&guest->vm, &viommu_id));
 	ASSERT_EQ(0, _test_cmd_veventq_alloc(guest->vm.fd, viommu_id,
 					     QUEUE_TYPE, 4, &queue_id, &queue));
 
@@ -1270,20 +1152,12 @@ static void many_threads(struct __test_metadata *_metadata,
 
 	for (i = 0; i != ARRAY_SIZE(trigger); i++) {
 		one = &dev[i % 2];
-		trigger[i] = (struct call){
-			.fn = call_trigger_many,
-			.fd = guest->vm.fd,
-			.id = one->device_id,
-			.arg = &number,
-		};
+		trigger[i] = CALL(trigger_many, guest->vm.fd, one->device_id,
+				  .arg = &number);
 		call_start(&trigger[i]);
 	}
 	for (i = 0; i != ARRAY_SIZE(reader); i++) {
-		reader[i] = (struct call){
-			.fn = call_reader,
-			.fd = guest->queue,
-			.arg = &seen,
-		};
+		reader[i] = CALL(reader, guest->queue, 0, .arg = &seen);
 		call_start(&reader[i]);
 	}
 	for (i = 0; i != ARRAY_SIZE(trigger); i++)
@@ -1334,12 +1208,9 @@ TEST_F(iommufd_veventq, L6_drain_revoked)
 
 	/* There are no new ones, nor new queues */
 	EXPECT_ERRNO(ENODEV, guest_trigger(guest));
+	EXPECT_ERRNO(ENODEV, guest_queue_of(guest, QUEUE_TYPE, 1, &id, &fd));
 	EXPECT_ERRNO(ENODEV,
-		     _test_cmd_veventq_alloc(guest->vm.fd, guest->viommu_id,
-					     QUEUE_TYPE, 1, &id, &fd));
-	EXPECT_ERRNO(ENODEV,
-		     _test_cmd_veventq_alloc(guest->vm.fd, guest->viommu_id,
-					     QUEUE_TYPE + 1, 1, &id, &fd));
+		     guest_queue_of(guest, QUEUE_TYPE + 1, 1, &id, &fd));
 
 	EXPECT_EQ(POLLIN, poll_now(guest->queue) & POLLIN);
 	EXPECT_ERRNO(EINVAL, read(guest->queue, &id, sizeof(id)));
@@ -1383,23 +1254,21 @@ TEST_F(iommufd_veventq, L6_revoked_queue_is_an_id)
 	ASSERT_EQ(0, vm_unplug(vm));
 	unregister();
 	ASSERT_EQ(0, vm_plug(vm, 0));
-	EXPECT_ERRNO(ENODEV,
-		     _test_cmd_mock_domain_replace(vm->fd, vm->stdev_id,
-						   guest->queue_id, NULL));
-	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(vm->fd, guest->queue_id));
-	ASSERT_EQ(0, _test_ioctl_destroy(vm->fd, guest->nested_id));
-	ASSERT_EQ(0, _test_ioctl_destroy(vm->fd, guest->viommu_id));
+	EXPECT_ERRNO(ENODEV, vm_attach(vm, guest->queue_id));
+	EXPECT_ERRNO(EBUSY, vm_destroy(vm, guest->queue_id));
+	ASSERT_EQ(0, vm_destroy(vm, guest->nested_id));
+	ASSERT_EQ(0, vm_destroy(vm, guest->viommu_id));
 	ASSERT_EQ(0, _test_ioctl_ioas_alloc(vm->fd, &id));
 	EXPECT_NE(guest->queue_id, id);
-	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(vm->fd, guest->queue_id));
+	EXPECT_ERRNO(EBUSY, vm_destroy(vm, guest->queue_id));
 
 	/* The vIOMMU was not needed to read it */
 	EXPECT_VEVENT(0);
 	EXPECT_GONE();
 	ASSERT_EQ(0, close(guest->queue));
 	guest->queue = -1;
-	ASSERT_EQ(0, _test_ioctl_destroy(vm->fd, guest->queue_id));
-	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(vm->fd, guest->queue_id));
+	ASSERT_EQ(0, vm_destroy(vm, guest->queue_id));
+	EXPECT_ERRNO(ENOENT, vm_destroy(vm, guest->queue_id));
 }
 
 /* One that is closed, with events unread, can be destroyed after as well */
@@ -1412,7 +1281,7 @@ TEST_F(iommufd_veventq, L6_destroy_closed_queue)
 	ASSERT_EQ(0, close(guest->queue));
 	guest->queue = -1;
 	unregister();
-	ASSERT_EQ(0, _test_ioctl_destroy(guest->vm.fd, guest->queue_id));
+	ASSERT_EQ(0, vm_destroy(&guest->vm, guest->queue_id));
 }
 
 TEST_F(iommufd_veventq, L6_poller_wakes)
@@ -1463,11 +1332,6 @@ static int call_trigger(int fd, uint32_t id, struct call *call)
 	return _test_cmd_trigger_vevent(fd, id, false);
 }
 
-static int call_queue(int fd, uint32_t id, struct call *call)
-{
-	return ioctl(fd, IOMMU_VEVENTQ_ALLOC, call->arg);
-}
-
 /* Allocate a queue, and be stopped when the answer is written to @cmd's page */
 static int stall_alloc(struct __test_metadata *_metadata, struct guest *guest,
 		       struct iommu_veventq_alloc *cmd, uint32_t type,
@@ -1481,11 +1345,7 @@ static int stall_alloc(struct __test_metadata *_metadata, struct guest *guest,
 		.type = type,
 		.veventq_depth = 4,
 	};
-	*alloc = (struct call){
-		.fn = call_queue,
-		.fd = guest->vm.fd,
-		.arg = cmd,
-	};
+	*alloc = CALL(ioctl, guest->vm.fd, IOMMU_VEVENTQ_ALLOC, .arg = cmd);
 	uffd = uffd_open(cmd, UFFDIO_REGISTER_MODE_WP);
 	if (uffd == -1)
 		return -1;
@@ -1494,25 +1354,10 @@ static int stall_alloc(struct __test_metadata *_metadata, struct guest *guest,
 	return uffd;
 }
 
-static int unstall(struct __test_metadata *_metadata, struct call *call,
-		   int uffd, void *page, bool writable)
-{
-	EXPECT_EQ(0, call_is_done(call));
-	if (!writable)
-		ASSERT_EQ(0, mprotect(page, PAGE_SIZE, PROT_READ));
-	ASSERT_EQ(0, uffd_unprotect(uffd, page));
-	ASSERT_EQ(0, close(uffd));
-	return call_end(call);
-}
-
 /* Triggered in a thread, so that it is seen if it waits for the allocation */
 static int trigger_ends(struct guest *guest)
 {
-	struct call trigger = {
-		.fn = call_trigger,
-		.fd = guest->vm.fd,
-		.id = guest->vm.device_id,
-	};
+	struct call trigger = CALL(trigger, guest->vm.fd, guest->vm.device_id);
 
 	call_start(&trigger);
 	return call_end(&trigger);
@@ -1567,13 +1412,10 @@ TEST_F(iommufd_veventq, L4_alloc_stalled)
 	first = trigger_ends(guest);
 	if (first)
 		EXPECT_EQ(-EOPNOTSUPP, first);
-	EXPECT_ERRNO(EEXIST,
-		     _test_cmd_veventq_alloc(guest->vm.fd, guest->viommu_id,
-					     QUEUE_TYPE, 1, &other, &fd));
+	EXPECT_ERRNO(EEXIST, guest_queue_of(guest, QUEUE_TYPE, 1, &other, &fd));
 	/* It is not there for user space yet */
-	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(guest->vm.fd, id));
-	EXPECT_ERRNO(EBUSY,
-		     _test_ioctl_destroy(guest->vm.fd, guest->viommu_id));
+	EXPECT_ERRNO(ENOENT, vm_destroy(&guest->vm, id));
+	EXPECT_ERRNO(EBUSY, vm_destroy(&guest->vm, guest->viommu_id));
 
 	ASSERT_EQ(0, unstall(_metadata, &alloc, uffd, cmd, true));
 	guest->queue = cmd->out_veventq_fd;
@@ -1617,11 +1459,7 @@ TEST_F(iommufd_veventq, L4_alloc_stalled_unregister)
 	struct iommu_veventq_alloc *cmd = buffer;
 	struct guest *guest = &self->guest;
 	struct call alloc;
-	struct call unreg = {
-		.fn = call_unregister,
-		.fd = self->fd,
-		.id = self->iommu_id,
-	};
+	struct call unreg = CALL(unregister, self->fd, self->iommu_id);
 	int reported;
 	int uffd;
 
@@ -1638,10 +1476,10 @@ TEST_F(iommufd_veventq, L4_alloc_stalled_unregister)
 	if (!reported)
 		EXPECT_VEVENT(0);
 	EXPECT_GONE();
-	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(guest->vm.fd, guest->queue_id));
+	EXPECT_ERRNO(EBUSY, vm_destroy(&guest->vm, guest->queue_id));
 	ASSERT_EQ(0, close(guest->queue));
 	guest->queue = -1;
-	ASSERT_EQ(0, _test_ioctl_destroy(guest->vm.fd, guest->queue_id));
+	ASSERT_EQ(0, vm_destroy(&guest->vm, guest->queue_id));
 }
 
 TEST_F(iommufd_veventq, L12_alloc_fails_after_revocation)
@@ -1678,12 +1516,7 @@ static int stall_read(struct __test_metadata *_metadata, int queue, void *page,
 {
 	int uffd;
 
-	*call = (struct call){
-		.fn = call_read,
-		.fd = queue,
-		.id = size,
-		.arg = page,
-	};
+	*call = CALL(read, queue, size, .arg = page);
 	/* There has to be a page that could be protected */
 	memset(page, 0, PAGE_SIZE);
 	uffd = uffd_open(page, UFFDIO_REGISTER_MODE_WP);
@@ -1697,11 +1530,7 @@ static int stall_read(struct __test_metadata *_metadata, int queue, void *page,
 TEST_F(iommufd_veventq, L4_read_stalled)
 {
 	struct call call;
-	struct call unreg = {
-		.fn = call_unregister,
-		.fd = self->fd,
-		.id = self->iommu_id,
-	};
+	struct call unreg = CALL(unregister, self->fd, self->iommu_id);
 	struct vevent *event = buffer;
 	int uffd;
 
@@ -1723,10 +1552,6 @@ TEST_F(iommufd_veventq, L4_read_stalled)
 	EXPECT_EQ(VIRT_ID, event[1].data.virt_id);
 	EXPECT_VEVENT(2);
 	EXPECT_GONE();
-}
-
-static void no_action(int sig)
-{
 }
 
 /* A signal ends the read with the event that it finds in work */
@@ -1889,40 +1714,18 @@ TEST_F(iommufd_veventq, failed_read_wakes)
 TEST_F(iommufd_veventq, L3_event_parked)
 {
 	struct guest *guest = &self->guest;
-	struct call event = {
-		.fn = call_trigger,
-		.fd = guest->vm.fd,
-		.id = guest->vm.device_id,
-	};
-	struct call unreg = {
-		.fn = call_unregister,
-		.fd = self->fd,
-		.id = self->iommu_id,
-	};
-	uint32_t id, queue_id;
-	int tries = 0;
-	struct vm probe;
+	struct call event = CALL(trigger, guest->vm.fd, guest->vm.device_id);
+	struct call unreg = CALL(unregister, self->fd, self->iommu_id);
+	struct vm probe = { .fd = -1 };
+	uint32_t queue_id;
 	int queue, ret;
 
-	ASSERT_EQ(0, vm_open(&probe, self->iommu_id));
 	queue_alloc(2);
 	trigger();
-	park(EVENT, ARM);
-	call_start(&event);
-	park(EVENT, WAIT);
-	call_start(&unreg);
-	while (!_test_cmd_viommu_alloc(probe.fd, probe.device_id,
-				       probe.parent_id, 0,
-				       IOMMU_VIOMMU_TYPE_SELFTEST, NULL, 0,
-				       &id)) {
-		ASSERT_GT(10000, tries++);
-		sleep_ms(1);
-	}
-	ASSERT_EQ(ENODEV, errno);
-	EXPECT_ERRNO(ENODEV,
-		     _test_cmd_veventq_alloc(guest->vm.fd, guest->viommu_id,
-					     QUEUE_TYPE + 1, 1, &queue_id,
-					     &queue));
+	park_call(EVENT, &event);
+	unregister_begin(_metadata, &unreg, &probe);
+	EXPECT_ERRNO(ENODEV, guest_queue_of(guest, QUEUE_TYPE + 1, 1, &queue_id,
+					    &queue));
 	EXPECT_WAITING(&unreg);
 	/* Reading goes on */
 	EXPECT_VEVENT(0);
@@ -1941,17 +1744,11 @@ TEST_F(iommufd_veventq, L3_event_parked)
 TEST_F(iommufd_veventq, event_parked_vdevice_destroyed)
 {
 	struct guest *guest = &self->guest;
-	struct call event = {
-		.fn = call_trigger,
-		.fd = guest->vm.fd,
-		.id = guest->vm.device_id,
-	};
+	struct call event = CALL(trigger, guest->vm.fd, guest->vm.device_id);
 
 	queue_alloc(2);
-	park(EVENT, ARM);
-	call_start(&event);
-	park(EVENT, WAIT);
-	ASSERT_EQ(0, _test_ioctl_destroy(guest->vm.fd, guest->dev.vdevice_id));
+	park_call(EVENT, &event);
+	ASSERT_EQ(0, vm_destroy(&guest->vm, guest->dev.vdevice_id));
 	park(EVENT, RELEASE);
 	EXPECT_EQ(-ENOENT, call_end(&event));
 	EXPECT_EMPTY();
@@ -1961,23 +1758,16 @@ TEST_F(iommufd_veventq, event_parked_vdevice_destroyed)
 TEST_F(iommufd_veventq, event_parked_queue_destroyed)
 {
 	struct guest *guest = &self->guest;
-	struct call event = {
-		.fn = call_trigger,
-		.fd = guest->vm.fd,
-		.id = guest->vm.device_id,
-	};
+	struct call event = CALL(trigger, guest->vm.fd, guest->vm.device_id);
 	int again;
 
 	for (again = 0; again != 2; again++) {
 		queue_alloc(2);
 		trigger();
-		park(EVENT, ARM);
-		call_start(&event);
-		park(EVENT, WAIT);
+		park_call(EVENT, &event);
 		ASSERT_EQ(0, close(guest->queue));
 		guest->queue = -1;
-		ASSERT_EQ(0,
-			  _test_ioctl_destroy(guest->vm.fd, guest->queue_id));
+		ASSERT_EQ(0, vm_destroy(&guest->vm, guest->queue_id));
 		if (again)
 			queue_alloc(2);
 		park(EVENT, RELEASE);
@@ -2032,12 +1822,8 @@ TEST_F_TIMEOUT(iommufd_veventq, L5_alloc_races_unregister, 120)
 		for (n = 0; n != 2; n++) {
 			ASSERT_EQ(0, guest_open(&guest[n], iommu_id, VIRT_ID));
 			loop[n] = (struct alloc_loop){ .queue = -1 };
-			alloc[n] = (struct call){
-				.fn = call_alloc_loop,
-				.fd = guest[n].vm.fd,
-				.id = guest[n].viommu_id,
-				.arg = &loop[n],
-			};
+			alloc[n] = CALL(alloc_loop, guest[n].vm.fd,
+					guest[n].viommu_id, .arg = &loop[n]);
 			call_start(&alloc[n]);
 		}
 		for (n = 0; n != 2; n++)
@@ -2048,12 +1834,11 @@ TEST_F_TIMEOUT(iommufd_veventq, L5_alloc_races_unregister, 120)
 		for (n = 0; n != 2; n++) {
 			ASSERT_EQ(-ENODEV, call_end(&alloc[n]));
 			EXPECT_GONE_OF(loop[n].queue);
-			EXPECT_ERRNO(EBUSY,
-				     _test_ioctl_destroy(guest[n].vm.fd,
-							 loop[n].queue_id));
+			EXPECT_ERRNO(EBUSY, vm_destroy(&guest[n].vm,
+						       loop[n].queue_id));
 			ASSERT_EQ(0, close(loop[n].queue));
-			ASSERT_EQ(0, _test_ioctl_destroy(guest[n].vm.fd,
-							 loop[n].queue_id));
+			ASSERT_EQ(0,
+				  vm_destroy(&guest[n].vm, loop[n].queue_id));
 			ASSERT_EQ(0, close(guest[n].vm.fd));
 		}
 	}
@@ -2102,17 +1887,12 @@ TEST_F_TIMEOUT(iommufd_veventq, L7_all_race_unregister, 120)
 		seen.events = calloc(2, seen.total);
 		ASSERT_NE(NULL, seen.events);
 		seen.losses = seen.events + seen.total;
-		event = (struct call){ .fn = call_trigger_loop,
-				       .fd = guest.vm.fd,
-				       .id = guest.vm.device_id,
-				       .arg = &count };
-		reader = (struct call){ .fn = call_reader, .fd = guest.queue,
-					.arg = &seen };
-		destroy = (struct call){ .fn = call_destroy, .fd = guest.vm.fd,
-					 .id = last };
-		closing = (struct call){ .fn = call_close, .fd = other.vm.fd };
-		unreg = (struct call){ .fn = call_unregister, .fd = self->fd,
-				       .id = iommu_id };
+		event = CALL(trigger_loop, guest.vm.fd, guest.vm.device_id,
+			     .arg = &count);
+		reader = CALL(reader, guest.queue, 0, .arg = &seen);
+		destroy = CALL(destroy, guest.vm.fd, last);
+		closing = CALL(close, other.vm.fd, 0);
+		unreg = CALL(unregister, self->fd, iommu_id);
 		call_start(&event);
 		call_start(&reader);
 		while (__atomic_load_n(&count, __ATOMIC_ACQUIRE) < 10)
@@ -2138,7 +1918,7 @@ TEST_F_TIMEOUT(iommufd_veventq, L7_all_race_unregister, 120)
 		EXPECT_EQ(0, seen.events[count] + seen.losses[count]);
 		free(seen.events);
 		ASSERT_EQ(0, close(guest.queue));
-		ASSERT_EQ(0, _test_ioctl_destroy(guest.vm.fd, guest.queue_id));
+		ASSERT_EQ(0, vm_destroy(&guest.vm, guest.queue_id));
 		ASSERT_EQ(0, close(guest.vm.fd));
 	}
 }
@@ -2165,19 +1945,9 @@ static int cgroup_read(const char *cgroup, const char *name, char *text,
 		       size_t size)
 {
 	char path[512];
-	ssize_t len;
-	int fd;
 
 	snprintf(path, sizeof(path), "%s/%s", cgroup, name);
-	fd = open(path, O_RDONLY);
-	if (fd == -1)
-		return -1;
-	len = read(fd, text, size - 1);
-	close(fd);
-	if (len < 0)
-		return -1;
-	text[len] = 0;
-	return 0;
+	return read_file(path, text, size);
 }
 
 /* memory.current in bytes, or -1 */
@@ -2276,9 +2046,7 @@ TEST_F_TIMEOUT(iommufd_veventq_memcg, charged, 120)
 	before = cgroup_memory(self->path);
 	ASSERT_LE(0, before);
 	for (i = 0; i != MANY; i++)
-		ASSERT_EQ(0, _test_cmd_trigger_vevent(guest->vm.fd,
-						      guest->vm.device_id,
-						      MANY_IRQ(i)));
+		ASSERT_EQ(0, guest_trigger_in(guest, MANY_IRQ(i)));
 	full = cgroup_memory(self->path);
 	EXPECT_LE((long long)size, full - before);
 
@@ -2303,7 +2071,7 @@ TEST_F_TIMEOUT(iommufd_veventq_memcg, uncharged, 120)
 		ASSERT_EQ(0, guest_trigger(guest));
 	full = cgroup_memory(self->path);
 	ASSERT_EQ(0, close(guest->queue));
-	ASSERT_EQ(0, _test_ioctl_destroy(guest->vm.fd, guest->queue_id));
+	ASSERT_EQ(0, vm_destroy(&guest->vm, guest->queue_id));
 	EXPECT_LE((long long)size, full - cgroup_memory(self->path));
 	ASSERT_EQ(0, guest_queue(guest, 1));
 }
@@ -2321,8 +2089,7 @@ TEST_F_TIMEOUT(iommufd_veventq_memcg, limit, 120)
 		 cgroup_memory(self->path) + 256 * 1024);
 	ASSERT_EQ(0, cgroup_write(self->path, "memory.max", text));
 	for (i = 0; i != MANY; i++) {
-		if (!_test_cmd_trigger_vevent(guest->vm.fd, guest->vm.device_id,
-					      MANY_IRQ(i)))
+		if (!guest_trigger_in(guest, MANY_IRQ(i)))
 			continue;
 		ASSERT_EQ(ENOMEM, errno);
 		errors++;
@@ -2364,7 +2131,7 @@ TEST_F_TIMEOUT(iommufd_veventq_memcg, limit, 120)
 TEST_F(iommufd_veventq_memcg, L12_alloc_fails)
 {
 	char parent[80], child[96], stat[128];
-	int status, tries = 0;
+	int status;
 	pid_t pid;
 
 	snprintf(parent, sizeof(parent), "%s.parent", self->path);
@@ -2384,12 +2151,8 @@ TEST_F(iommufd_veventq_memcg, L12_alloc_fails)
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
 	EXPECT_EQ(0, status);
 	ASSERT_EQ(0, rmdir(child));
-	do {
-		ASSERT_GT(10000, tries++);
-		sleep_ms(1);
-		ASSERT_EQ(0, cgroup_read(parent, "cgroup.stat", stat,
-					 sizeof(stat)));
-	} while (!strstr(stat, "nr_dying_descendants 0\n"));
+	WAIT_WHILE(cgroup_read(parent, "cgroup.stat", stat, sizeof(stat)) ||
+		   !strstr(stat, "nr_dying_descendants 0\n"));
 	EXPECT_EQ(0, rmdir(parent));
 }
 
@@ -2402,9 +2165,7 @@ TEST_F(iommufd_veventq_memcg, removed)
 	ASSERT_EQ(0, guest_trigger(guest));
 	ASSERT_EQ(0, rmdir(self->path));
 	for (i = 0; i != 1000; i++)
-		ASSERT_EQ(0, _test_cmd_trigger_vevent(guest->vm.fd,
-						      guest->vm.device_id,
-						      i & 1));
+		ASSERT_EQ(0, guest_trigger_in(guest, i & 1));
 	for (i = 0; i != 1001; i++)
 		EXPECT_VEVENT_OF(guest->queue, i, VIRT_ID);
 	EXPECT_EMPTY_OF(guest->queue);

@@ -15,15 +15,6 @@
 #define __EXPORTED_HEADERS__
 #include "iommufd_race.h"
 
-static __attribute__((constructor)) void setup_sizes(void)
-{
-	PAGE_SIZE = sysconf(_SC_PAGE_SIZE);
-	BUFFER_SIZE = PAGE_SIZE * 2;
-	buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE,
-		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	assert(buffer != MAP_FAILED);
-}
-
 FIXTURE(iommufd_viommu)
 {
 	int fd;
@@ -97,16 +88,9 @@ TEST_F(iommufd_viommu, alloc_bad_arguments)
 	id = free_id(self->fd);
 	ASSERT_NE(0, id);
 
-#define test_err_cmd(_errno, field, value)                             \
-	({                                                             \
-		struct iommu_viommu_alloc bad = cmd;                   \
-								       \
-		bad.field = value;                                     \
-		EXPECT_ERRNO(_errno,                                   \
-			     ioctl(self->fd, IOMMU_VIOMMU_ALLOC, &bad)); \
-		EXPECT_EQ(0, bad.out_viommu_id);                       \
-		EXPECT_EQ(id, free_id(self->fd));                      \
-	})
+#define test_err_cmd(_errno, field, value)                                     \
+	EXPECT_BAD_FIELD(_errno, self->fd, IOMMU_VIOMMU_ALLOC, cmd, id, field, \
+			 value)
 	test_err_cmd(EOPNOTSUPP, flags, 1);
 	test_err_cmd(EOPNOTSUPP, flags, 1U << 31);
 	test_err_cmd(EOPNOTSUPP, __reserved, 1);
@@ -143,11 +127,7 @@ TEST_F(iommufd_viommu, alloc_not_supported)
 		ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, flags[i],
 						      &iommu_id));
 		ASSERT_EQ(0, vm_open(&vm, iommu_id));
-		EXPECT_ERRNO(EOPNOTSUPP,
-			     _test_cmd_viommu_alloc(vm.fd, vm.device_id,
-						    vm.parent_id, 0,
-						    IOMMU_VIOMMU_TYPE_SELFTEST,
-						    NULL, 0, NULL));
+		EXPECT_ERRNO(EOPNOTSUPP, vm_viommu(&vm, NULL));
 		ASSERT_EQ(0, close(vm.fd));
 		ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, iommu_id));
 	}
@@ -155,56 +135,16 @@ TEST_F(iommufd_viommu, alloc_not_supported)
 
 TEST_F(iommufd_viommu, alloc_size)
 {
-	struct {
-		struct iommu_viommu_alloc cmd;
-		uint8_t more[64];
-	} arg = {
-		.cmd = {
-			.type = IOMMU_VIOMMU_TYPE_SELFTEST,
-			.dev_id = self->device_id,
-			.hwpt_id = self->parent_id,
-		},
+	struct iommu_viommu_alloc cmd = {
+		.type = IOMMU_VIOMMU_TYPE_SELFTEST,
+		.dev_id = self->device_id,
+		.hwpt_id = self->parent_id,
 	};
-	const uint32_t min_size =
-		offsetofend(struct iommu_viommu_alloc, out_viommu_id);
-	uint32_t id = free_id(self->fd);
-	uint32_t size;
 
-	ASSERT_EQ(24, min_size);
-	ASSERT_EQ(40, sizeof(arg.cmd));
-
-	for (size = 0; size != min_size; size++) {
-		arg.cmd.size = size;
-		EXPECT_ERRNO(EINVAL,
-			     ioctl(self->fd, IOMMU_VIOMMU_ALLOC, &arg));
-	}
-
-	/* A newer program's larger structure is fine as long as it is zero */
-	for (; size != sizeof(arg); size++) {
-		arg.cmd.size = size;
-		arg.cmd.out_viommu_id = 0;
-		ASSERT_EQ(0, ioctl(self->fd, IOMMU_VIOMMU_ALLOC, &arg));
-		EXPECT_EQ(size, arg.cmd.size);
-		EXPECT_EQ(id, arg.cmd.out_viommu_id);
-		test_ioctl_destroy(arg.cmd.out_viommu_id);
-	}
-	for (size = 0; size != sizeof(arg.more); size++) {
-		arg.cmd.size = sizeof(arg);
-		arg.more[size] = 1;
-		EXPECT_ERRNO(E2BIG, ioctl(self->fd, IOMMU_VIOMMU_ALLOC, &arg));
-		arg.more[size] = 0;
-	}
-
-	/* What is beyond the size is not looked at, and not written */
-	memset(&arg.cmd.data_len, 0xa5, sizeof(arg) - min_size);
-	arg.cmd.size = min_size;
-	ASSERT_EQ(0, ioctl(self->fd, IOMMU_VIOMMU_ALLOC, &arg));
-	for (size = min_size; size != sizeof(arg); size++)
-		ASSERT_EQ(0xa5, ((uint8_t *)&arg)[size]);
-	test_ioctl_destroy(arg.cmd.out_viommu_id);
-
-	EXPECT_ERRNO(EFAULT, ioctl(self->fd, IOMMU_VIOMMU_ALLOC, NULL));
-	EXPECT_EQ(id, free_id(self->fd));
+	ASSERT_EQ(24, offsetofend(typeof(cmd), out_viommu_id));
+	ASSERT_EQ(40, sizeof(cmd));
+	SIZE_SWEEP(self->fd, IOMMU_VIOMMU_ALLOC, cmd, out_viommu_id,
+		   out_viommu_id);
 	test_ioctl_destroy(self->parent_id);
 }
 
@@ -276,9 +216,7 @@ TEST_F(iommufd_viommu, alloc_readonly_argument)
 		.dev_id = self->device_id,
 		.hwpt_id = self->parent_id,
 	};
-	ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
-	EXPECT_ERRNO(EFAULT, ioctl(self->fd, IOMMU_VIOMMU_ALLOC, cmd));
-	ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ | PROT_WRITE));
+	EXPECT_ERRNO(EFAULT, ioctl_readonly(self->fd, IOMMU_VIOMMU_ALLOC));
 
 	EXPECT_EQ(id, free_id(self->fd));
 	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(self->fd, id));
@@ -294,8 +232,7 @@ TEST_F(iommufd_viommu, id_is_no_other_object)
 	alloc_viommu(&viommu_id);
 	id = free_id(self->fd);
 
-	EXPECT_ERRNO(ENOENT, _test_cmd_get_hw_info(self->fd, viommu_id, NULL, 0,
-						   NULL, NULL));
+	EXPECT_ERRNO(ENOENT, hw_info(self->fd, viommu_id));
 	test_err_viommu_alloc(ENOENT, viommu_id, self->parent_id,
 			      IOMMU_VIOMMU_TYPE_SELFTEST, NULL, 0);
 	test_err_viommu_alloc(ENOENT, self->device_id, viommu_id,
@@ -379,8 +316,7 @@ TEST_F(iommufd_viommu, unplug_and_replug)
 		ASSERT_GT(10, end.tv_sec - start.tv_sec);
 
 		/* Gone is the device, but not the vIOMMU */
-		EXPECT_ERRNO(ENOENT, _test_cmd_get_hw_info(self->fd, id, NULL,
-							   0, NULL, NULL));
+		EXPECT_ERRNO(ENOENT, hw_info(self->fd, id));
 		test_err_viommu_alloc(ENOENT, id, self->parent_id,
 				      IOMMU_VIOMMU_TYPE_SELFTEST, NULL, 0);
 		EXPECT_ERRNO(EBUSY,
@@ -514,11 +450,6 @@ static struct iommu_vdevice_alloc vdevice_cmd(uint32_t viommu_id,
 	};
 }
 
-static int call_vdevice(int fd, uint32_t id, struct call *call)
-{
-	return ioctl(fd, IOMMU_VDEVICE_ALLOC, call->arg);
-}
-
 /* Whether a virtual ID leads to the device, which has its cache back afterwards */
 static int invalidate(int fd, uint32_t viommu_id, uint32_t virt_id)
 {
@@ -559,16 +490,9 @@ TEST_F(iommufd_vdevice, bad_arguments)
 		vdevice_cmd(self->viommu_id, self->device_id, 1);
 	uint32_t id = free_id(self->fd);
 
-#define test_err_cmd(_errno, field, value)                                \
-	({                                                                \
-		struct iommu_vdevice_alloc bad = cmd;                     \
-									  \
-		bad.field = value;                                        \
-		EXPECT_ERRNO(_errno,                                      \
-			     ioctl(self->fd, IOMMU_VDEVICE_ALLOC, &bad)); \
-		EXPECT_EQ(0, bad.out_vdevice_id);                         \
-		EXPECT_EQ(id, free_id(self->fd));                         \
-	})
+#define test_err_cmd(_errno, field, value)                               \
+	EXPECT_BAD_FIELD(_errno, self->fd, IOMMU_VDEVICE_ALLOC, cmd, id, \
+			 field, value)
 	test_err_cmd(ENOENT, viommu_id, 0);
 	test_err_cmd(ENOENT, viommu_id, UINT32_MAX);
 	test_err_cmd(ENOENT, viommu_id, self->parent_id);
@@ -584,30 +508,11 @@ TEST_F(iommufd_vdevice, bad_arguments)
 
 TEST_F(iommufd_vdevice, size)
 {
-	struct {
-		struct iommu_vdevice_alloc cmd;
-		uint8_t more[64];
-	} arg = { .cmd = vdevice_cmd(self->viommu_id, self->device_id, 7) };
-	uint32_t size;
+	struct iommu_vdevice_alloc cmd =
+		vdevice_cmd(self->viommu_id, self->device_id, 7);
 
-	ASSERT_EQ(24, sizeof(arg.cmd));
-	for (size = 0; size != sizeof(arg.cmd); size++) {
-		arg.cmd.size = size;
-		EXPECT_ERRNO(EINVAL,
-			     ioctl(self->fd, IOMMU_VDEVICE_ALLOC, &arg));
-	}
-	for (; size != sizeof(arg); size++) {
-		arg.cmd.size = size;
-		ASSERT_EQ(0, ioctl(self->fd, IOMMU_VDEVICE_ALLOC, &arg));
-		test_ioctl_destroy(arg.cmd.out_vdevice_id);
-	}
-	for (size = 0; size != sizeof(arg.more); size++) {
-		arg.cmd.size = sizeof(arg);
-		arg.more[size] = 1;
-		EXPECT_ERRNO(E2BIG, ioctl(self->fd, IOMMU_VDEVICE_ALLOC, &arg));
-		arg.more[size] = 0;
-	}
-	EXPECT_ERRNO(EFAULT, ioctl(self->fd, IOMMU_VDEVICE_ALLOC, NULL));
+	ASSERT_EQ(24, sizeof(cmd));
+	SIZE_SWEEP(self->fd, IOMMU_VDEVICE_ALLOC, cmd, virt_id, out_vdevice_id);
 	test_ioctl_destroy(self->viommu_id);
 }
 
@@ -698,9 +603,7 @@ TEST_F(iommufd_vdevice, L12_readonly_argument)
 
 	*(struct iommu_vdevice_alloc *)buffer =
 		vdevice_cmd(self->viommu_id, self->device_id, 1);
-	ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
-	EXPECT_ERRNO(EFAULT, ioctl(self->fd, IOMMU_VDEVICE_ALLOC, buffer));
-	ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ | PROT_WRITE));
+	EXPECT_ERRNO(EFAULT, ioctl_readonly(self->fd, IOMMU_VDEVICE_ALLOC));
 
 	EXPECT_EQ(id, free_id(self->fd));
 	EXPECT_ERRNO(EINVAL, invalidate(self->fd, self->viommu_id, 1));
@@ -766,13 +669,11 @@ TEST_F(iommufd_vdevice, L10_unplug_during_init)
 {
 	struct iommu_vdevice_alloc cmd =
 		vdevice_cmd(self->viommu_id, self->device_id, 1);
-	struct call alloc = { .fn = call_vdevice, .fd = self->fd, .arg = &cmd };
-	struct call unplug = { .fn = call_destroy, .fd = self->fd,
-			       .id = self->stdev_id };
+	struct call alloc =
+		CALL(ioctl, self->fd, IOMMU_VDEVICE_ALLOC, .arg = &cmd);
+	struct call unplug = CALL(destroy, self->fd, self->stdev_id);
 
-	park(VDEVICE_INIT, ARM);
-	call_start(&alloc);
-	park(VDEVICE_INIT, WAIT);
+	park_call(VDEVICE_INIT, &alloc);
 	/* Neither the device nor the virtual ID can be had twice */
 	test_err_vdevice_alloc(EEXIST, self->viommu_id, self->device_id, 2);
 	test_err_vdevice_alloc(EEXIST, self->viommu_id, self->other_device_id,
@@ -792,15 +693,12 @@ TEST_F(iommufd_vdevice, L10_unplug_during_init)
 /* User space is destroying it when the device is unplugged */
 TEST_F(iommufd_vdevice, L10_unplug_during_destroy)
 {
-	struct call destroy = { .fn = call_destroy, .fd = self->fd };
-	struct call unplug = { .fn = call_destroy, .fd = self->fd,
-			       .id = self->stdev_id };
+	struct call destroy = CALL(destroy, self->fd, 0);
+	struct call unplug = CALL(destroy, self->fd, self->stdev_id);
 
 	test_cmd_vdevice_alloc(self->viommu_id, self->device_id, 1,
 			       &destroy.id);
-	park(VDEVICE_DESTROY, ARM);
-	call_start(&destroy);
-	park(VDEVICE_DESTROY, WAIT);
+	park_call(VDEVICE_DESTROY, &destroy);
 	call_start(&unplug);
 	EXPECT_WAITING(&unplug);
 	EXPECT_WAITING(&destroy);
@@ -817,15 +715,12 @@ TEST_F(iommufd_vdevice, L10_unplug_during_destroy)
 /* And the other way round */
 TEST_F(iommufd_vdevice, L10_destroy_during_unplug)
 {
-	struct call unplug = { .fn = call_destroy, .fd = self->fd,
-			       .id = self->stdev_id };
+	struct call unplug = CALL(destroy, self->fd, self->stdev_id);
 	uint32_t vdevice_id;
 
 	test_cmd_vdevice_alloc(self->viommu_id, self->device_id, 1,
 			       &vdevice_id);
-	park(VDEVICE_DESTROY, ARM);
-	call_start(&unplug);
-	park(VDEVICE_DESTROY, WAIT);
+	park_call(VDEVICE_DESTROY, &unplug);
 	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(self->fd, vdevice_id));
 	/* It is not over yet, but its virtual ID leads nowhere */
 	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(self->fd, self->viommu_id));
@@ -854,21 +749,18 @@ static int vdevice_stalled(struct __test_metadata *_metadata,
 	call_start(alloc);
 	ASSERT_EQ(0, uffd_wait(uffd));
 	test_ioctl_destroy(self->stdev_id);
-	EXPECT_EQ(0, call_is_done(alloc));
 	/* It does not hold up anything */
 	test_ioctl_destroy(self->viommu_id);
-	if (!writable)
-		ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
-	ASSERT_EQ(0, uffd_unprotect(uffd, buffer));
-	EXPECT_EQ(writable ? 0 : -EFAULT, call_end(alloc));
-	ASSERT_EQ(0, close(uffd));
+	EXPECT_EQ(writable ? 0 : -EFAULT,
+		  unstall(_metadata, alloc, uffd, buffer, writable));
 	return 0;
 }
 
 TEST_F(iommufd_vdevice, L10_unplug_before_the_answer)
 {
 	struct iommu_vdevice_alloc *cmd = buffer;
-	struct call alloc = { .fn = call_vdevice, .fd = self->fd, .arg = cmd };
+	struct call alloc =
+		CALL(ioctl, self->fd, IOMMU_VDEVICE_ALLOC, .arg = cmd);
 	uint32_t id;
 	int i;
 
@@ -886,7 +778,8 @@ TEST_F(iommufd_vdevice, L10_unplug_before_the_answer)
 TEST_F(iommufd_vdevice, L12_unplug_and_no_answer)
 {
 	struct iommu_vdevice_alloc *cmd = buffer;
-	struct call alloc = { .fn = call_vdevice, .fd = self->fd, .arg = cmd };
+	struct call alloc =
+		CALL(ioctl, self->fd, IOMMU_VDEVICE_ALLOC, .arg = cmd);
 	uint32_t id = free_id(self->fd);
 
 	*cmd = vdevice_cmd(self->viommu_id, self->device_id, 1);
@@ -903,20 +796,14 @@ static void vdevice_waits(struct __test_metadata *_metadata,
 			  bool writable)
 {
 	struct iommu_vdevice_alloc *cmd = buffer;
-	struct call alloc = { .fn = call_vdevice, .fd = self->fd, .arg = cmd };
-	struct call unplug = { .fn = call_destroy, .fd = self->fd,
-			       .id = self->stdev_id };
+	struct call alloc =
+		CALL(ioctl, self->fd, IOMMU_VDEVICE_ALLOC, .arg = cmd);
+	struct call unplug = CALL(destroy, self->fd, self->stdev_id);
 	int uffd;
 
 	*cmd = vdevice_cmd(self->viommu_id, self->device_id, 1);
-	uffd = uffd_open(buffer, UFFDIO_REGISTER_MODE_WP);
-	if (uffd == -1)
-		SKIP(return, NEEDS_UFFD);
-	call_start(&alloc);
-	ASSERT_EQ(0, uffd_wait(uffd));
-	park(VDEVICE_DESTROY, ARM);
-	call_start(&unplug);
-	park(VDEVICE_DESTROY, WAIT);
+	uffd = STALL(&alloc, buffer, WP);
+	park_call(VDEVICE_DESTROY, &unplug);
 	if (!writable)
 		ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
 	ASSERT_EQ(0, uffd_unprotect(uffd, buffer));
@@ -983,11 +870,8 @@ TEST_F_TIMEOUT(iommufd_vdevice, L10_unplug_races_alloc_and_destroy, 120)
 		for (n = 0; n != 2; n++) {
 			cmd[n] = vdevice_cmd(self->viommu_id, self->device_id,
 					     n);
-			loop[n] = (struct call){
-				.fn = call_vdevice_loop,
-				.fd = self->fd,
-				.arg = &cmd[n],
-			};
+			loop[n] =
+				CALL(vdevice_loop, self->fd, 0, .arg = &cmd[n]);
 			call_start(&loop[n]);
 		}
 		for (n = 0; n != 2; n++)
@@ -1001,18 +885,6 @@ TEST_F_TIMEOUT(iommufd_vdevice, L10_unplug_races_alloc_and_destroy, 120)
 				     &self->device_id);
 	}
 	test_ioctl_destroy(self->viommu_id);
-}
-
-static struct iommu_hwpt_selftest nested_data = {
-	.iotlb = IOMMU_TEST_IOTLB_DEFAULT,
-};
-
-static int nested_alloc(int fd, uint32_t device_id, uint32_t viommu_id,
-			uint32_t *hwpt_id)
-{
-	return _test_cmd_hwpt_alloc(fd, device_id, viommu_id, 0, 0, hwpt_id,
-				    IOMMU_HWPT_DATA_SELFTEST, &nested_data,
-				    sizeof(nested_data));
 }
 
 TEST_F(iommufd_vdevice, nested_bad_arguments)
@@ -1036,16 +908,9 @@ TEST_F(iommufd_vdevice, nested_bad_arguments)
 						 iommu_id, 0, &stdev_id, NULL,
 						 &device_id));
 	id = free_id(self->fd);
-#define test_err_cmd(_errno, field, value)                             \
-	({                                                             \
-		struct iommu_hwpt_alloc bad = cmd;                     \
-								       \
-		bad.field = value;                                     \
-		EXPECT_ERRNO(_errno,                                   \
-			     ioctl(self->fd, IOMMU_HWPT_ALLOC, &bad)); \
-		EXPECT_EQ(0, bad.out_hwpt_id);                         \
-		EXPECT_EQ(id, free_id(self->fd));                      \
-	})
+#define test_err_cmd(_errno, field, value)                                   \
+	EXPECT_BAD_FIELD(_errno, self->fd, IOMMU_HWPT_ALLOC, cmd, id, field, \
+			 value)
 	test_err_cmd(EOPNOTSUPP, flags, IOMMU_HWPT_ALLOC_NEST_PARENT);
 	test_err_cmd(EOPNOTSUPP, flags, IOMMU_HWPT_ALLOC_DIRTY_TRACKING);
 	test_err_cmd(EOPNOTSUPP, flags, 1U << 31);
@@ -1079,7 +944,7 @@ TEST_F(iommufd_vdevice, nested)
 	};
 	uint32_t num = 1;
 
-	ASSERT_EQ(0, nested_alloc(self->fd, self->device_id, self->viommu_id,
+	ASSERT_EQ(0, alloc_nested(self->fd, self->device_id, self->viommu_id,
 				  &hwpt_id));
 	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(self->fd, self->viommu_id));
 
@@ -1155,7 +1020,7 @@ TEST_F_TIMEOUT(iommufd_vdevice, nested_beside_many, 120)
 	unsigned int alone = 0, among;
 	int i;
 
-	ASSERT_EQ(0, nested_alloc(self->fd, self->device_id, self->viommu_id,
+	ASSERT_EQ(0, alloc_nested(self->fd, self->device_id, self->viommu_id,
 				  &hwpt_id));
 	for (i = 1; i != 1000; i++) {
 		test_cmd_mock_domain(self->ioas_id, &stdev_id, NULL,
@@ -1201,7 +1066,7 @@ TEST_F(iommufd_vdevice, nested_without_vdevice)
 	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_NONE };
 	uint32_t nested_id, plain_id;
 
-	ASSERT_EQ(0, nested_alloc(self->fd, self->device_id, self->viommu_id,
+	ASSERT_EQ(0, alloc_nested(self->fd, self->device_id, self->viommu_id,
 				  &nested_id));
 	ASSERT_EQ(0, _test_cmd_hwpt_alloc(self->fd, self->device_id,
 					  self->viommu_id, 0, 0, &plain_id,
@@ -1221,8 +1086,8 @@ TEST_F(iommufd_vdevice, nested_on_another_viommu)
 	uint32_t viommu_id, hwpt_id, vdevice_id;
 
 	alloc_viommu(&viommu_id);
-	ASSERT_EQ(0, nested_alloc(self->fd, self->device_id, viommu_id,
-				  &hwpt_id));
+	ASSERT_EQ(0,
+		  alloc_nested(self->fd, self->device_id, viommu_id, &hwpt_id));
 	test_cmd_vdevice_alloc(self->viommu_id, self->device_id, 1,
 			       &vdevice_id);
 	test_err_mock_domain_replace(ENOENT, self->stdev_id, hwpt_id);
@@ -1235,7 +1100,7 @@ TEST_F(iommufd_vdevice, nested_after_vdevice)
 	int i;
 
 	for (i = 0; i != 2; i++)
-		ASSERT_EQ(0, nested_alloc(self->fd, self->device_id,
+		ASSERT_EQ(0, alloc_nested(self->fd, self->device_id,
 					  self->viommu_id, &hwpt_id[i]));
 	test_cmd_vdevice_alloc(self->viommu_id, self->device_id, 1,
 			       &vdevice_id);
@@ -1265,7 +1130,7 @@ TEST_F(iommufd_vdevice, L9_plug_into_group)
 	test_cmd_viommu_alloc(device_id[0], parent_id,
 			      IOMMU_VIOMMU_TYPE_SELFTEST, NULL, 0, &viommu_id);
 	test_cmd_vdevice_alloc(viommu_id, device_id[0], 1, &vdevice_id);
-	ASSERT_EQ(0, nested_alloc(self->fd, device_id[0], viommu_id, &hwpt_id));
+	ASSERT_EQ(0, alloc_nested(self->fd, device_id[0], viommu_id, &hwpt_id));
 	test_cmd_mock_domain_replace(stdev_id[0], hwpt_id);
 
 	ASSERT_EQ(0, _test_cmd_mock_domain_iommu(self->fd, self->ioas_id,
@@ -1313,9 +1178,7 @@ TEST_F(iommufd_vdevice, L12_nested_readonly_argument)
 		.data_len = sizeof(nested_data),
 		.data_uptr = (uintptr_t)&nested_data,
 	};
-	ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
-	EXPECT_ERRNO(EFAULT, ioctl(self->fd, IOMMU_HWPT_ALLOC, cmd));
-	ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ | PROT_WRITE));
+	EXPECT_ERRNO(EFAULT, ioctl_readonly(self->fd, IOMMU_HWPT_ALLOC));
 	EXPECT_EQ(id, free_id(self->fd));
 	test_ioctl_destroy(self->viommu_id);
 }
@@ -1493,8 +1356,8 @@ TEST_F(iommufd_invalidate, bad_arguments)
 	test_err_cmd(EINVAL, hwpt_id, self->ioas_id);
 
 	/* A nested HWPT of the vIOMMU has a type of its own */
-	ASSERT_EQ(0, nested_alloc(self->fd, self->device_id[0],
-				  self->viommu_id, &hwpt_id));
+	ASSERT_EQ(0, alloc_nested(self->fd, self->device_id[0], self->viommu_id,
+				  &hwpt_id));
 	test_err_cmd(EINVAL, data_type,
 		     IOMMU_HWPT_INVALIDATE_DATA_SELFTEST_INVALID);
 #undef test_err_cmd
@@ -1591,11 +1454,8 @@ TEST_F(iommufd_invalidate, readonly_argument)
 			.entry_len = INV_LEN,
 			.entry_num = nums[i],
 		};
-		ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE, PROT_READ));
 		EXPECT_ERRNO(EFAULT,
-			     ioctl(self->fd, IOMMU_HWPT_INVALIDATE, cmd));
-		ASSERT_EQ(0, mprotect(buffer, PAGE_SIZE,
-				      PROT_READ | PROT_WRITE));
+			     ioctl_readonly(self->fd, IOMMU_HWPT_INVALIDATE));
 		test_cmd_dev_check_cache(self->device_id[i], 0, 0);
 	}
 }
@@ -1607,28 +1467,17 @@ static int call_invalidate(int fd, uint32_t id, struct call *call)
 					 &call->out_id);
 }
 
-static void no_action(int sig)
-{
-}
-
 /* A signal ends one that is long, and the rest can be done then */
 TEST_F(iommufd_invalidate, signal)
 {
 	struct sigaction action = { .sa_handler = no_action };
-	struct call call = {
-		.fn = call_invalidate,
-		.fd = self->fd,
-		.id = self->viommu_id,
-		.arg = self->inv,
-		.out_id = INV_MAX,
-	};
+	struct call call = CALL(invalidate, self->fd, self->viommu_id,
+				.arg = self->inv, .out_id = INV_MAX);
 
 	ASSERT_EQ(0, sigaction(SIGUSR1, &action, NULL));
 	fill(self->inv, INV_MAX, 1);
 	self->inv[INV_MAX - 1].vdev_id = 2;
-	park(INVALIDATE, ARM);
-	call_start(&call);
-	park(INVALIDATE, WAIT);
+	park_call(INVALIDATE, &call);
 	ASSERT_EQ(0, pthread_kill(call.thread, SIGUSR1));
 	park(INVALIDATE, RELEASE);
 	EXPECT_EQ(-EINTR, call_end(&call));
@@ -1642,9 +1491,7 @@ TEST_F(iommufd_invalidate, signal)
 
 	/* but not what a VMM has at a time, which may not expect it */
 	call.out_id = 65536 / INV_LEN;
-	park(INVALIDATE, ARM);
-	call_start(&call);
-	park(INVALIDATE, WAIT);
+	park_call(INVALIDATE, &call);
 	ASSERT_EQ(0, pthread_kill(call.thread, SIGUSR1));
 	park(INVALIDATE, RELEASE);
 	EXPECT_EQ(0, call_end(&call));
@@ -1677,44 +1524,23 @@ TEST_F(iommufd_invalidate, kill)
 }
 
 /* Between two pieces, user space lets it wait for the second one */
-static int stalled(struct __test_metadata *_metadata, void *page,
-		   struct call *call)
-{
-	int uffd = uffd_open(page, UFFDIO_REGISTER_MODE_MISSING);
-
-	if (uffd == -1)
-		return -1;
-	call_start(call);
-	ASSERT_EQ(0, uffd_wait(uffd));
-	return uffd;
-}
-
 TEST_F(iommufd_invalidate, L4_unregister_between_pieces)
 {
-	struct uffdio_zeropage zero = { .range = { .len = PAGE_SIZE } };
-	struct call call = {
-		.fn = call_invalidate,
-		.fd = self->fd,
-		.id = self->viommu_id,
-		.arg = self->inv,
-		.out_id = 2 * INV_PIECE,
-	};
+	struct call call = CALL(invalidate, self->fd, self->viommu_id,
+				.arg = self->inv, .out_id = 2 * INV_PIECE);
 	uint8_t *page = (uint8_t *)self->inv + PAGE_SIZE;
 	int uffd;
 
 	/* Its first bytes are a part of the second piece */
 	call.arg = page - INV_PIECE * INV_LEN;
 	fill(call.arg, INV_PIECE, 1);
-	uffd = stalled(_metadata, page, &call);
-	if (uffd == -1)
-		SKIP(return, NEEDS_UFFD);
+	uffd = STALL(&call, page, MISSING);
 	test_cmd_dev_check_cache(self->device_id[0], 0, 0);
 	/* It is in use, and goes away all the same */
 	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(self->fd, self->viommu_id));
 	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, self->iommu_id));
 	EXPECT_EQ(0, call_is_done(&call));
-	zero.range.start = (uintptr_t)page;
-	ASSERT_EQ(0, ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
+	ASSERT_EQ(0, uffd_zero(uffd, page));
 	EXPECT_EQ(-ENODEV, call_end(&call));
 	EXPECT_EQ(INV_PIECE, call.out_id);
 	ASSERT_EQ(0, close(uffd));
@@ -1722,22 +1548,12 @@ TEST_F(iommufd_invalidate, L4_unregister_between_pieces)
 
 TEST_F(iommufd_invalidate, L4_unregister_before_the_first_piece)
 {
-	struct uffdio_zeropage zero = {
-		.range = { (uintptr_t)self->inv, PAGE_SIZE },
-	};
-	struct call call = {
-		.fn = call_invalidate,
-		.fd = self->fd,
-		.id = self->viommu_id,
-		.arg = self->inv,
-		.out_id = 1,
-	};
-	int uffd = stalled(_metadata, self->inv, &call);
+	struct call call = CALL(invalidate, self->fd, self->viommu_id,
+				.arg = self->inv, .out_id = 1);
+	int uffd = STALL(&call, self->inv, MISSING);
 
-	if (uffd == -1)
-		SKIP(return, NEEDS_UFFD);
 	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, self->iommu_id));
-	ASSERT_EQ(0, ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
+	ASSERT_EQ(0, uffd_zero(uffd, self->inv));
 	EXPECT_EQ(-ENODEV, call_end(&call));
 	EXPECT_EQ(0, call.out_id);
 	ASSERT_EQ(0, close(uffd));
@@ -1756,27 +1572,19 @@ TEST_F(iommufd_invalidate, L4_nested_between_pieces)
 {
 	const uint32_t num = PAGE_SIZE /
 			     sizeof(struct iommu_hwpt_invalidate_selftest);
-	struct uffdio_zeropage zero = { .range = { .len = PAGE_SIZE } };
-	struct call call = {
-		.fn = call_invalidate_hwpt,
-		.fd = self->fd,
-		.arg = self->inv,
-		.out_id = 2 * num,
-	};
+	struct call call = CALL(invalidate_hwpt, self->fd, 0, .arg = self->inv,
+				.out_id = 2 * num);
 	uint8_t *page = (uint8_t *)self->inv + PAGE_SIZE;
 	int uffd;
 
-	ASSERT_EQ(0, nested_alloc(self->fd, self->device_id[0],
-				  self->viommu_id, &call.id));
+	ASSERT_EQ(0, alloc_nested(self->fd, self->device_id[0], self->viommu_id,
+				  &call.id));
 	memset(self->inv, 0, PAGE_SIZE);
-	uffd = stalled(_metadata, page, &call);
-	if (uffd == -1)
-		SKIP(return, NEEDS_UFFD);
+	uffd = STALL(&call, page, MISSING);
 	test_cmd_hwpt_check_iotlb(call.id, 0, 0);
 	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(self->fd, call.id));
 	ASSERT_EQ(0, _test_cmd_iommu_unregister(self->fd, self->iommu_id));
-	zero.range.start = (uintptr_t)page;
-	ASSERT_EQ(0, ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
+	ASSERT_EQ(0, uffd_zero(uffd, page));
 	EXPECT_EQ(-ENODEV, call_end(&call));
 	EXPECT_EQ(num, call.out_id);
 	ASSERT_EQ(0, close(uffd));
@@ -1793,9 +1601,7 @@ TEST_F(iommufd_invalidate, two_files)
 	struct vm vm;
 
 	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
-	ASSERT_EQ(0, _test_cmd_viommu_alloc(vm.fd, vm.device_id, vm.parent_id,
-					    0, IOMMU_VIOMMU_TYPE_SELFTEST, NULL,
-					    0, &viommu_id));
+	ASSERT_EQ(0, vm_viommu(&vm, &viommu_id));
 	/* Its vIOMMU has no device of this VM's, whatever the numbers are */
 	EXPECT_ERRNO(EINVAL, invalidate(vm.fd, viommu_id, 1));
 	ASSERT_EQ(0, _test_cmd_vdevice_alloc(vm.fd, viommu_id, vm.device_id, 1,
