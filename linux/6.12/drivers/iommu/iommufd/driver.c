@@ -141,8 +141,8 @@ iommufd_viommu_find_veventq(struct iommufd_viommu *viommu, u32 type)
  *
  * The event is copied into the vEVENTQ of this type. If that is full, or there is no
  * memory, the event is lost, and user space finds out that it was. The time that
- * this takes does not depend on how many events there are in the queue. Who waits for
- * one is woken up, as by any other wake-up: that takes longer the more there are.
+ * this takes does not depend on how many events there are in the queue. Waiting
+ * threads are woken up, which takes longer the more there are.
  *
  * Context: Any but NMI, or where a spinlock_t can be taken if that sleeps. The caller
  * sees to it that @viommu's destroy callback has not been called, for example with a
@@ -186,7 +186,7 @@ int iommufd_viommu_report_event(struct iommufd_viommu *viommu,
 	}
 	veventq->lost = !vevent;
 	veventq->sequence = (veventq->sequence + 1) & INT_MAX;
-	/* Who begins to wait takes the lock after that, and looks */
+	/* A thread that begins to wait takes the lock later, and looks */
 	wake = waitqueue_active(&veventq->wait_queue);
 	spin_unlock(&veventq->lock);
 

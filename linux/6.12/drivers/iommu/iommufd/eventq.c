@@ -157,8 +157,8 @@ out_unlock:
 }
 
 /*
- * It could not be copied to user space. Who reads next gets it, if there are several
- * who failed still in the order of the numbers.
+ * The copy to user space failed. The next read gets the event. If several reads failed,
+ * their events are still in the order of their numbers.
  */
 static void iommufd_veventq_restore(struct iommufd_veventq *veventq,
 				    struct iommufd_vevent *cur,

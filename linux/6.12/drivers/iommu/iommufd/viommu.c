@@ -296,7 +296,7 @@ static void iommufd_vdevice_undo_init(struct iommufd_vdevice *vdev)
 	refcount_dec(&vdev->viommu->obj.users);
 }
 
-/* For who has taken it */
+/* For the path that has taken it */
 static void iommufd_vdevice_release(struct iommufd_vdevice *vdev)
 {
 	struct iommufd_device *idev = vdev->idev;
@@ -402,7 +402,7 @@ static void iommufd_device_remove_vdevice(struct iommufd_device *idev)
 		iommufd_object_drain(ictx, &vdev->obj);
 	iommu_device_claim_holder(&vdev->holder);
 	iommufd_vdevice_release(vdev);
-	/* Otherwise who is making it frees it */
+	/* Otherwise the ioctl that makes it frees it */
 	if (published)
 		kfree(vdev);
 }
@@ -453,7 +453,7 @@ iommufd_vdevice_alloc(struct iommufd_viommu *viommu,
 	vdev->idev = idev;
 	vdev->virt_id = virt_id;
 
-	/* Who unbinds the device waits until the caller is done with it */
+	/* An unbind of the device waits until the caller is done with it */
 	xa_lock(&ictx->objects);
 	rc = idev->vdev ? -EEXIST : 0;
 	if (!rc) {

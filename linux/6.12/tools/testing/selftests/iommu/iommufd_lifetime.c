@@ -376,7 +376,7 @@ TEST_F(iommufd_lifetime_bound, close_after_unregister)
 	devices = count_devices();
 	ASSERT_LT(0, devices);
 	unregister();
-	/* They are still plugged in, and go with the last one who has the file */
+	/* They are still plugged in, and go with the last one that has the file */
 	EXPECT_EQ(devices, count_devices());
 	EXPECT_EQ(0, close(self->vm.fd));
 	self->vm.fd = -1;

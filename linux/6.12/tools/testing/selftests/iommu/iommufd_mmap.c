@@ -914,8 +914,8 @@ TEST_F(iommufd_mmap, L6_one_of_two_regions)
 }
 
 /*
- * The vIOMMU is revoked, but the region is there so far. Who has it mapped uses
- * it until it is not, and nothing new is mapped.
+ * The vIOMMU is revoked, but the region is there so far. A process that has it
+ * mapped uses it until it is not, and nothing new is mapped.
  */
 TEST_F(iommufd_mmap, L6_fault_during_revocation)
 {

@@ -63,7 +63,7 @@ static const char *const node_names[NUM_NODES] = {
 };
 
 /*
- * Who uses whom. What is used cannot be destroyed.
+ * Which object uses which. What is used cannot be destroyed.
  *
  * Revocation takes away what there is in the driver, and with it what that uses
  * (iommufd.rst, "When a physical IOMMU goes away"): a vIOMMU uses no parent any
@@ -720,8 +720,8 @@ static void unregister(struct __test_metadata *_metadata, struct graph *graph)
 }
 
 /*
- * What the file is needed for keeps it: who has a file descriptor of an event
- * queue or a part of a region has everything else as well.
+ * What the file is needed for keeps it: a process that has a file descriptor of an
+ * event queue or a part of a region has everything else as well.
  */
 static void close_vm(struct __test_metadata *_metadata, struct graph *graph)
 {

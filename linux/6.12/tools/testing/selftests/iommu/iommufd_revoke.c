@@ -719,7 +719,7 @@ TEST_F(iommufd_revoke, L7_parked_in_vdevice_destroy)
 	ASSERT_EQ(0, vm_destroy(&self->vm, viommu_id));
 }
 
-/* Who comes when the revocation has the vDEVICE in its hands waits for it */
+/* A path that comes when the revocation has taken the vDEVICE waits for it */
 static void vdevice_revoking(struct __test_metadata *_metadata,
 			     struct _test_data_iommufd_revoke *self,
 			     uint32_t *vdevice_id, struct call *call)

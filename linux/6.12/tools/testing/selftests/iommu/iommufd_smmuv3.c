@@ -1993,7 +1993,7 @@ static int smmu_find(char *name, size_t size)
 	return ret;
 }
 
-/* Where a page is for who has no IOMMU, 0 if that is a secret */
+/* The physical address of a page, 0 if that is a secret */
 static uint64_t page_phys(const void *at)
 {
 	uint64_t entry = 0;

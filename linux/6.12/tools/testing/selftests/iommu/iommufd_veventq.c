@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * vEVENTQs: what IOMMU_VEVENTQ_ALLOC accepts, how the events of a device get to
- * who reads the queue's file, how the loss of events is told, and what becomes of
+ * the reader of the queue's file, how the loss of events is told, and what becomes of
  * the queue when things that it depends on go away.
  *
  * The number that a test's name begins with is that of a rule in "What always
@@ -1679,7 +1679,7 @@ TEST_F(iommufd_veventq, two_failed_reads)
 	}
 }
 
-/* Who sleeps while another one tries to read is told that there is an event again */
+/* A thread that sleeps while another one tries to read learns of the event again */
 TEST_F(iommufd_veventq, failed_read_wakes)
 {
 	struct sleeper sleeper;
@@ -2033,7 +2033,7 @@ FIXTURE_TEARDOWN(iommufd_veventq_memcg)
 #define MANY 20000
 #define MANY_IRQ(i) (!((i) % 16))
 
-/* Who has allocated the queue pays for the events, few of which stay when read */
+/* Events are charged to the process that allocated the queue; few stay when read */
 TEST_F_TIMEOUT(iommufd_veventq_memcg, charged, 120)
 {
 	struct guest *guest = &self->veventq.guest;

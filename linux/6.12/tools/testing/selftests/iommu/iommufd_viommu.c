@@ -1498,7 +1498,7 @@ TEST_F(iommufd_invalidate, signal)
 	EXPECT_EQ(65536 / INV_LEN, call.out_id);
 }
 
-/* Who is killed does not go on */
+/* A process that is killed does not go on */
 TEST_F(iommufd_invalidate, kill)
 {
 	int status;
