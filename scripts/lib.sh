@@ -56,7 +56,7 @@ with=''	# behind a make that a message names
 [ "$series" = 6.12 ] || with=" SERIES=$series"
 case $series-$me in
 6.12-* | *-tree | *-export | *-kernel | *-apply | *-mail | *-packages | *-qemu-arm64) ;;
-*-check | *-check-series | *-check-base-faults) ;;
+*-check | *-check-series | *-check-base-faults | *-check-arm64) ;;
 *) die "SERIES=$series: this is for 6.12 only" ;;
 esac
 case $me in
@@ -141,9 +141,10 @@ need_packages() {
 	rm -f "$aptlog"
 }
 
-# Sets base, suite, parts, tracks and checks from the series file.
+# Sets base, suite, prefix, parts, tracks and checks from the series file.
 read_series() {
 	file=$seriesdir/series base='' suite='' parts='' tracks='' checks=' ' line=0
+	prefix="PATCH $series"
 	[ -r "$file" ] || die "cannot read $file"
 	while read -r key value rest || [ -n "$key" ]; do
 		line=$((line + 1)) at="series/$series/series, line $line"
@@ -161,6 +162,11 @@ read_series() {
 			*[!a-z-]*) die "$at: bad name of a suite '$value'" ;;
 			esac
 			suite=$value ;;
+		prefix)
+			case $value in
+			*[!A-Za-z0-9.-]*) die "$at: bad prefix of a subject '$value'" ;;
+			esac
+			prefix=$value ;;
 		part)
 			case $value in
 			*[!a-zA-Z0-9_-]* | -*) die "$at: bad name of a part '$value'" ;;
@@ -175,7 +181,7 @@ read_series() {
 			*) die "$at: no check '$value'" ;;
 			esac ;;
 		track) tracks="$tracks${tracks:+ }$value" ;;
-		*) die "$at: '$key' is none of base, suite, part, track, check" ;;
+		*) die "$at: '$key' is none of base, suite, prefix, part, track, check" ;;
 		esac
 	done <"$file"
 	[ -n "$base" ] && [ -n "$parts" ] && [ -n "$tracks" ] ||

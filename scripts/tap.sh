@@ -181,7 +181,7 @@ in_vm() {
 	done
 	{
 		rc=0
-		"$top/vm/run" -t $((count * limit + 120)) "$@" -f "$work/selftests.sh" \
+		"$top/vm/run" -t $((count * limit + 600)) "$@" -f "$work/selftests.sh" \
 			-- /root/selftests.sh 2>"$work/vm.err" </dev/null || rc=$?
 		echo $rc >"$work/vm.rc"
 	} | {
