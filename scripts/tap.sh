@@ -19,8 +19,10 @@ begin=$(date +%s) passed=0 failed=0 skipped=0
 
 say() { note "$(($(date +%s) - begin)) s: $*"; }
 
-# emit FILE: prints its lines, with the results numbered, and counts them.
+# emit FILE: prints its lines, with the results numbered, and counts them. As they are,
+# they go to $work/results.
 emit() {
+	cat "$1" >>"$work/results"
 	while IFS= read -r line; do
 		case $line in
 		'skip '*)
