@@ -28,10 +28,11 @@ tmp=$build/series.tmp		# see lock_build
 packages_tree="git xz-utils:xz"
 packages_run="qemu-system-x86:qemu-system-x86_64 busybox-static:busybox
 	gcc make git flex bison bc libelf-dev:/usr/include/gelf.h cpio
-	xz-utils:xz rsync kmod:modprobe perl python3"
+	xz-utils:xz rsync kmod:modprobe perl python3
+	libcap-dev:/usr/include/sys/capability.h"
 packages_arm64="gcc-aarch64-linux-gnu
 	libc6-dev-arm64-cross:/usr/aarch64-linux-gnu/include/stdio.h"
-packages_check="sparse libcap-dev:/usr/include/sys/capability.h"
+packages_check="sparse"
 packages_model="spin gcc libc6-dev:/usr/include/stdio.h"
 
 note() { printf '%s: %s\n' "$me" "$*" >&2; }

@@ -628,7 +628,7 @@ int arm_vsmmu_init(struct iommufd_viommu *viommu,
 	if (s2_parent->smmu != smmu)
 		return -EINVAL;
 
-	/* See arm_smmu_domain_finalise_s2() for VMID 0 */
+	/* See arm_smmu_domain_get_vmid() for VMID 0 */
 	vmid = ida_alloc_range(&smmu->vmid_map, 1, (1 << smmu->vmid_bits) - 1,
 			       GFP_KERNEL);
 	if (vmid < 0)

@@ -1213,7 +1213,12 @@ TEST_F(iommufd_lifetime, driver_without_fwnode)
 {
 	uint32_t device_id;
 	int dev_fd, fd;
+	glob_t paths;
 
+	/* The first of them in the core's list is the one that is asked */
+	if (!glob("/sys/class/iommu/dmar*", 0, NULL, &paths) ||
+	    !glob("/sys/class/iommu/ivhd*", 0, NULL, &paths))
+		SKIP(return, "there is one already");
 	if (module_load_with(TEST_DRIVER, "fwnode=0"))
 		SKIP(return, "needs the module " TEST_DRIVER);
 	fd = open("/dev/iommu", O_RDWR);
@@ -1283,6 +1288,48 @@ TEST_F(iommufd_lifetime, unplug_during_hwpt_alloc)
 	EXPECT_EQ(0, vm_destroy(&vm, alloc.out_id));
 	ASSERT_EQ(0, close(uffd));
 	unregister();
+	ASSERT_EQ(0, close(vm.fd));
+}
+
+static void set_hung_task_timeout(const char *value, char *old, size_t old_len)
+{
+	int fd = open("/proc/sys/kernel/hung_task_timeout_secs", O_RDWR);
+	ssize_t len;
+
+	if (fd == -1)
+		return;
+	if (old) {
+		len = pread(fd, old, old_len - 1, 0);
+		if (len > 0)
+			old[len] = 0;
+	}
+	/* Not at offset 0 the write would be ignored */
+	len = pwrite(fd, value, strlen(value), 0);
+	close(fd);
+}
+
+/* An unbind waits for a call for as long as that lasts, and no longer */
+TEST_F_TIMEOUT(iommufd_lifetime, unbind_waits_for_users, 180)
+{
+	struct call hw_info, unplug;
+	char timeout[32] = "120";
+	struct vm vm;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	hw_info = CALL(hw_info, vm.fd, vm.device_id);
+	unplug = CALL(destroy, vm.fd, vm.stdev_id);
+	/* What the test wants to see is what a hung task looks like */
+	set_hung_task_timeout("0", timeout, sizeof(timeout));
+	park_call(HW_INFO, &hw_info);
+	call_start(&unplug);
+	EXPECT_WAITING(&unplug);
+	/* It would have given up by then */
+	sleep_ms(65000);
+	EXPECT_WAITING(&unplug);
+	park(HW_INFO, RELEASE);
+	EXPECT_EQ(0, call_end(&hw_info));
+	EXPECT_EQ(0, call_end(&unplug));
+	set_hung_task_timeout(timeout, NULL, 0);
 	ASSERT_EQ(0, close(vm.fd));
 }
 

@@ -29,7 +29,10 @@ static __attribute__((constructor)) void setup_sizes(void)
 
 static void sleep_ms(int ms)
 {
-	struct timespec ts = { .tv_nsec = ms * 1000000 };
+	struct timespec ts = {
+		.tv_sec = ms / 1000,
+		.tv_nsec = ms % 1000 * 1000000,
+	};
 
 	nanosleep(&ts, NULL);
 }
@@ -696,14 +699,17 @@ static int module_bind(int iommufd, uint32_t *device_id)
 		"/sys/module/iommufd/parameters/allow_unsafe_interrupts";
 	struct iommufd_test_driver_bind bind = { .iommufd = iommufd };
 	int fd = open("/dev/" TEST_DRIVER, O_RDWR);
+	int ret, err;
 
 	if (fd == -1)
 		return -1;
 	/* There is no interrupt that could be isolated */
-	if (write_file(unsafe, "Y") ||
-	    ioctl(fd, IOMMUFD_TEST_DRIVER_BIND, &bind) ||
-	    write_file(unsafe, "N")) {
+	ret = write_file(unsafe, "Y") ||
+	      ioctl(fd, IOMMUFD_TEST_DRIVER_BIND, &bind);
+	err = errno;
+	if (write_file(unsafe, "N") || ret) {
 		close(fd);
+		errno = err;
 		return -1;
 	}
 	*device_id = bind.out_dev_id;

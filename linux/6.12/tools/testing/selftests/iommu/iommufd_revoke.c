@@ -325,7 +325,7 @@ TEST_F(iommufd_revoke, L7_unregister_during_close)
 	park(VIOMMU_DESTROY, RELEASE);
 	EXPECT_EQ(0, call_end(&closing));
 	EXPECT_EQ(0, call_end(&self->unreg));
-	/* And those that unregister_start() has made */
+	/* And those that unregister_begin() has made */
 	EXPECT_LE(2, destroys());
 }
 

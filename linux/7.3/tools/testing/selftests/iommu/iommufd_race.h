@@ -123,7 +123,10 @@ static int call_close(int fd, uint32_t id, struct call *call)
 
 static void sleep_ms(int ms)
 {
-	struct timespec ts = { .tv_nsec = ms * 1000000 };
+	struct timespec ts = {
+		.tv_sec = ms / 1000,
+		.tv_nsec = ms % 1000 * 1000000,
+	};
 
 	nanosleep(&ts, NULL);
 }

@@ -843,6 +843,53 @@ TEST_F(iommufd_revoke, shared_during_unregister)
 	ASSERT_EQ(0, close(vm.fd));
 }
 
+static void set_hung_task_timeout(const char *value, char *old, size_t old_len)
+{
+	int fd = open("/proc/sys/kernel/hung_task_timeout_secs", O_RDWR);
+	ssize_t len;
+
+	if (fd < 0)
+		return;
+	if (old) {
+		len = pread(fd, old, old_len - 1, 0);
+		if (len > 0)
+			old[len] = 0;
+	}
+	/* Not at offset 0 the write would be ignored */
+	len = pwrite(fd, value, strlen(value), 0);
+	close(fd);
+}
+
+/* An unbind waits for a call for as long as that lasts, and no longer */
+TEST_F_TIMEOUT(iommufd_revoke, unbind_waits_for_users, 180)
+{
+	struct call hw_info = { .fn = call_hw_info };
+	struct call unplug = { .fn = call_destroy };
+	char timeout[32] = "120";
+	struct vm vm;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	hw_info.fd = vm.fd;
+	hw_info.id = vm.device_id;
+	unplug.fd = vm.fd;
+	unplug.id = vm.stdev_id;
+	/* What the test wants to see is what a hung task looks like */
+	set_hung_task_timeout("0", timeout, sizeof(timeout));
+	park(HW_INFO, ARM);
+	call_start(&hw_info);
+	park(HW_INFO, WAIT);
+	call_start(&unplug);
+	EXPECT_WAITING(&unplug);
+	/* It would have given up by then */
+	sleep_ms(65000);
+	EXPECT_WAITING(&unplug);
+	park(HW_INFO, RELEASE);
+	EXPECT_EQ(0, call_end(&hw_info));
+	EXPECT_EQ(0, call_end(&unplug));
+	set_hung_task_timeout(timeout, NULL, 0);
+	ASSERT_EQ(0, close(vm.fd));
+}
+
 /* A domain that is shared stays until the last of the instances goes */
 TEST_F(iommufd_revoke, shared)
 {
