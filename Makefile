@@ -19,6 +19,8 @@ MAKEFLAGS += --no-print-directory
 
 help:		## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 28
+	@echo
+	@echo 'SERIES=7.3 behind it is for the other series. More such words stand at the top of the Makefile.'
 
 demo:		## show what the series does, in virtual machines
 	@demo/run
@@ -83,7 +85,7 @@ kernel:	## build the kernel (VARIANT=plain, debug, ...; ARCH=x86_64, arm64)
 apply:		## apply the series to a kernel tree of your own (TREE=folder; UNDO=1 takes it out again)
 	@scripts/apply $${UNDO:+-R} "$$TREE"
 
-mail:		## write a part as mail, in build/mail (PART=1-fixes FROM="Name <address>"; V=2)
+mail:		## write a part as mail, and send nothing (PART=1-fixes FROM="Name <address>"; V=2)
 	@GET_TREE=1 scripts/mail
 
 packages:	## install the Debian packages that make check needs
