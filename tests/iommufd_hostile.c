@@ -1039,6 +1039,16 @@ static bool print_summary(void)
 	return all;
 }
 
+/* Small enough to be typed again */
+static uint64_t random_seed(void)
+{
+	uint32_t seed;
+
+	if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
+		ksft_exit_fail_msg("no seed\n");
+	return seed;
+}
+
 int main(int argc, char *argv[])
 {
 	unsigned long seconds = argc > 1 ? strtoul(argv[1], NULL, 0) : 10;
@@ -1060,11 +1070,7 @@ int main(int argc, char *argv[])
 	assert(!prctl(PR_SET_CHILD_SUBREAPER, 1));
 	ksft_print_header();
 	ksft_set_plan(3);
-	if (argc > 2)
-		seed = strtoull(argv[2], NULL, 0);
-	else if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
-		ksft_exit_fail_msg("no seed\n");
-	seed &= 0xffffffff;
+	seed = argc > 2 ? strtoull(argv[2], NULL, 0) & 0xffffffff : random_seed();
 	w.state = seed | 1ULL << 40;
 	ksft_print_msg("%lu seconds with seed %llu\n", seconds,
 		       (unsigned long long)seed);
