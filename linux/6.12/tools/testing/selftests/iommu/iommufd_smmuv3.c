@@ -509,6 +509,22 @@ TEST_F(iommufd_smmuv3, dma)
 	}
 }
 
+/*
+ * The device neither writes to the page nor reads it. What it has read instead is to be
+ * looked at when it can be.
+ */
+#define EXPECT_NO_DMA(dev, iova, at)                                    \
+	do {                                                            \
+		struct edu *no_dev = dev;                               \
+		uint64_t no_iova = iova;                                \
+		uint8_t *no_at = at;                                    \
+									\
+		fill(no_at, PAGE_SIZE, SECRET);                         \
+		ASSERT_EQ(0, dma_to(no_dev, no_iova, SMALL));           \
+		EXPECT_EQ(PAGE_SIZE, filled(no_at, PAGE_SIZE, SECRET)); \
+		ASSERT_EQ(0, dma_from(no_dev, no_iova, SMALL));         \
+	} while (0)
+
 /* What is not mapped is neither read nor written */
 TEST_F(iommufd_smmuv3, unmap)
 {
@@ -529,11 +545,8 @@ TEST_F(iommufd_smmuv3, unmap)
 	ASSERT_EQ(0, dma_to(edu, page_iova(4), PAGE_SIZE));
 	EXPECT_EQ(PAGE_SIZE, filled(page(4), PAGE_SIZE, LOADED));
 
-	fill(page(4), PAGE_SIZE, SECRET);
 	test_ioctl_ioas_unmap(page_iova(4), PAGE_SIZE);
-	ASSERT_EQ(0, dma_to(edu, page_iova(4), SMALL));
-	EXPECT_EQ(PAGE_SIZE, filled(page(4), PAGE_SIZE, SECRET));
-	ASSERT_EQ(0, dma_from(edu, page_iova(4), SMALL));
+	EXPECT_NO_DMA(edu, page_iova(4), page(4));
 	EXPECT_NOT_IN_BUFFER(edu, page_iova(LOOK), page(LOOK), SECRET);
 
 	/* Mapped again, it is there again, in another place */
@@ -567,11 +580,8 @@ TEST_F(iommufd_smmuv3, detach)
 	struct edu *edu = &self->edu;
 
 	load(edu, page_iova(GOOD), PAGE_SIZE, LOADED);
-	fill(page(FREE), PAGE_SIZE, SECRET);
 	ASSERT_EQ(0, edu_detach(edu));
-	ASSERT_EQ(0, dma_to(edu, page_iova(FREE), SMALL));
-	EXPECT_EQ(PAGE_SIZE, filled(page(FREE), PAGE_SIZE, SECRET));
-	ASSERT_EQ(0, dma_from(edu, page_iova(FREE), SMALL));
+	EXPECT_NO_DMA(edu, page_iova(FREE), page(FREE));
 	ASSERT_EQ(0, edu_attach(edu, self->ioas_id));
 	EXPECT_NOT_IN_BUFFER(edu, page_iova(LOOK), page(LOOK), SECRET);
 }
@@ -986,10 +996,7 @@ TEST_F(iommufd_smmuv3_nested, abort)
 
 	load(edu, guest_iova(GOOD), PAGE_SIZE, LOADED);
 	ASSERT_EQ(0, edu_attach(edu, self->abort_id));
-	fill(page(FREE), PAGE_SIZE, SECRET);
-	ASSERT_EQ(0, dma_to(edu, page_iova(FREE), SMALL));
-	EXPECT_EQ(PAGE_SIZE, filled(page(FREE), PAGE_SIZE, SECRET));
-	ASSERT_EQ(0, dma_from(edu, page_iova(FREE), SMALL));
+	EXPECT_NO_DMA(edu, page_iova(FREE), page(FREE));
 	ASSERT_EQ(0, edu_attach(edu, self->bypass_id));
 	EXPECT_NOT_IN_BUFFER(edu, page_iova(LOOK), page(LOOK), SECRET);
 }
@@ -1016,6 +1023,18 @@ TEST_F(iommufd_smmuv3_nested, stage1)
 	EXPECT_BUFFER(edu, guest_iova(LOOK), page(LOOK), PAGE_SIZE, OTHER);
 }
 
+/* What is loaded gets to the one page, and not to the other */
+#define EXPECT_DMA_TO(edu, iova, at, not_at)                                \
+	do {                                                                \
+		uint8_t *to_at = at, *to_not_at = not_at;                   \
+									    \
+		fill(to_at, PAGE_SIZE, SECRET);                             \
+		fill(to_not_at, PAGE_SIZE, SECRET);                         \
+		ASSERT_EQ(0, dma_to(edu, iova, PAGE_SIZE));                 \
+		EXPECT_EQ(PAGE_SIZE, filled(to_at, PAGE_SIZE, LOADED));     \
+		EXPECT_EQ(PAGE_SIZE, filled(to_not_at, PAGE_SIZE, SECRET)); \
+	} while (0)
+
 /* What the SMMU remembers of the guest's table goes with the guest's command */
 TEST_F(iommufd_smmuv3_nested, invalidate)
 {
@@ -1029,25 +1048,14 @@ TEST_F(iommufd_smmuv3_nested, invalidate)
 
 	/* QEMU's does remember, so that this tells whether the command arrived */
 	guest_map(TABLE, iova, 40, 0);
-	fill(page(30), PAGE_SIZE, SECRET);
-	fill(page(40), PAGE_SIZE, SECRET);
-	ASSERT_EQ(0, dma_to(edu, iova, PAGE_SIZE));
-	EXPECT_EQ(PAGE_SIZE, filled(page(30), PAGE_SIZE, LOADED));
-	EXPECT_EQ(PAGE_SIZE, filled(page(40), PAGE_SIZE, SECRET));
-
+	EXPECT_DMA_TO(edu, iova, page(30), page(40));
 	guest_tlbi_va(iova);
-	fill(page(30), PAGE_SIZE, SECRET);
-	ASSERT_EQ(0, dma_to(edu, iova, PAGE_SIZE));
-	EXPECT_EQ(PAGE_SIZE, filled(page(30), PAGE_SIZE, SECRET));
-	EXPECT_EQ(PAGE_SIZE, filled(page(40), PAGE_SIZE, LOADED));
+	EXPECT_DMA_TO(edu, iova, page(40), page(30));
 
 	/* All of the address space */
 	guest_map(TABLE, iova, 30, 0);
 	guest_command(CMD_TLBI_NH_ASID | CD0_ASID(ASID), 0);
-	fill(page(40), PAGE_SIZE, SECRET);
-	ASSERT_EQ(0, dma_to(edu, iova, PAGE_SIZE));
-	EXPECT_EQ(PAGE_SIZE, filled(page(30), PAGE_SIZE, LOADED));
-	EXPECT_EQ(PAGE_SIZE, filled(page(40), PAGE_SIZE, SECRET));
+	EXPECT_DMA_TO(edu, iova, page(30), page(40));
 }
 
 /* Another table in the context descriptor, by a command that names the device */
@@ -1066,10 +1074,7 @@ TEST_F(iommufd_smmuv3_nested, invalidate_cd)
 	guest_cd(TABLE2);
 	guest_cfgi_cd(VIRT_SID);
 	guest_command(CMD_TLBI_NH_ASID | CD0_ASID(ASID), 0);
-	fill(page(30), PAGE_SIZE, SECRET);
-	ASSERT_EQ(0, dma_to(edu, iova, PAGE_SIZE));
-	EXPECT_EQ(PAGE_SIZE, filled(page(30), PAGE_SIZE, SECRET));
-	EXPECT_EQ(PAGE_SIZE, filled(page(40), PAGE_SIZE, LOADED));
+	EXPECT_DMA_TO(edu, iova, page(40), page(30));
 }
 
 TEST_F(iommufd_smmuv3_nested, invalidate_bad)
@@ -1564,12 +1569,8 @@ static void two_guests(struct __test_metadata *_metadata,
 	/* What the VMM takes away from the parent is gone for both */
 	if (same_parent) {
 		test_ioctl_ioas_unmap(MEM_IOVA, BUFFER_SIZE);
-		fill(page(30), PAGE_SIZE, SECRET);
-		fill(page(41), PAGE_SIZE, SECRET);
-		ASSERT_EQ(0, dma_to(&self->edu, iova, SMALL));
-		ASSERT_EQ(0, dma_to(&self->edu2, iova, SMALL));
-		EXPECT_EQ(PAGE_SIZE, filled(page(30), PAGE_SIZE, SECRET));
-		EXPECT_EQ(PAGE_SIZE, filled(page(41), PAGE_SIZE, SECRET));
+		EXPECT_NO_DMA(&self->edu, iova, page(30));
+		EXPECT_NO_DMA(&self->edu2, iova, page(41));
 	}
 	edu_close(&self->edu2);
 	ASSERT_EQ(0, close(veventq_fd));
