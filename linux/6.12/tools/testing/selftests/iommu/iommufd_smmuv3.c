@@ -634,7 +634,7 @@ TEST_F(iommufd_smmuv3, two_devices)
 }
 
 /* A device that goes and comes back is one like another */
-TEST_F(iommufd_smmuv3, unplug_and_replug)
+TEST_F_TIMEOUT(iommufd_smmuv3, unplug_and_replug, 120)
 {
 	struct edu *edu = &self->edu;
 	uint32_t dev_id = edu->dev_id;
@@ -1183,7 +1183,7 @@ TEST_F(iommufd_smmuv3_nested, stage2)
 }
 
 /* The vIOMMU stays when the device goes, and is there for the one that comes */
-TEST_F(iommufd_smmuv3_nested, unplug_and_replug)
+TEST_F_TIMEOUT(iommufd_smmuv3_nested, unplug_and_replug, 120)
 {
 	struct edu *edu = &self->edu;
 	char path[64];
