@@ -3,7 +3,7 @@
 #   SERIES   the series, one of series/ (default: 6.12)
 #   BUILD    the folder for all that is made (default: build; build/7.3 for SERIES=7.3)
 #   VARIANT  the kernel to build, one of vm/*.config (default: plain)
-#   ARCH     what to build it for: x86_64 (default) or arm64
+#   ARCH     what to build it for: x86_64 (default), arm64, or pci, an x86_64 with PCI
 #   ACCEL    how the virtual machines run: kvm or tcg
 #   TREE     for apply: the kernel tree
 #   PLANT    1: what measures has to find a planted fault (planted/)
@@ -14,7 +14,7 @@ VARIANT ?= plain
 ARCH ?= x86_64
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help demo demo-vmm check check-arm64 check-base-faults check-series tree export kernel apply mail \
+.PHONY: help demo demo-vmm check check-arm64 check-pci check-base-faults check-series tree export kernel apply mail \
 	packages bench bench-parallel evidence coverage kcsan leaks faults model mutants fuzz endurance
 
 help:		## this list
@@ -33,6 +33,9 @@ check:		## run all checks
 
 check-arm64:	## run the tests of the SMMUv3 driver, on an emulated arm64 machine
 	@scripts/check-arm64
+
+check-pci:	## run the tests with PCI devices behind QEMU's IOMMUs for x86 (PCI_ROUNDS=number)
+	@scripts/check-pci
 
 check-base-faults:	## show that the base has the faults that the series mends
 	@scripts/check-base-faults
@@ -79,7 +82,7 @@ tree:		## get the kernel source and apply the series, in build/linux
 export:		## write series/SERIES/ and linux/SERIES/ from the commits in build/linux
 	@scripts/export
 
-kernel:	## build the kernel (VARIANT=plain, debug, ...; ARCH=x86_64, arm64)
+kernel:	## build the kernel (VARIANT=plain, debug, ...; ARCH=x86_64, arm64, pci)
 	@GET_TREE=1 scripts/kernel -a '$(ARCH)' '$(VARIANT)'
 
 apply:		## apply the series to a kernel tree of your own (TREE=folder; UNDO=1 takes it out again)
