@@ -31,6 +31,8 @@
 #define RNG "0000:00:12.0"
 #define EDU_BUFFER 0x40000
 #define IOVA 0x10000
+/* QEMU 7.2 takes the device's whole buffer, a page, for too much */
+#define SIZE 2048
 
 static int iommufd, edu;
 static uint32_t dev_id, ioas_id;
@@ -153,14 +155,14 @@ static void reg(unsigned int offset, uint64_t value)
 	*(volatile uint64_t *)(regs + offset) = value;
 }
 
-/* It copies a page from memory, or to memory, and says when it is done */
+/* It copies half a page from memory, or to memory, and says when it is done */
 static void dma(uint64_t from, uint64_t to, unsigned int command)
 {
 	struct timespec ms = { .tv_nsec = 1000000 };
 
 	reg(0x80, from);
 	reg(0x88, to);
-	reg(0x90, 4096);
+	reg(0x90, SIZE);
 	reg(0x98, command | 1);
 	while (*(volatile uint64_t *)(regs + 0x98) & 1)
 		nanosleep(&ms, NULL);
@@ -238,7 +240,7 @@ int main(int argc, char **argv)
 	dma(behind, EDU_BUFFER, 0);
 	memset(mem, 'c', 4096);
 	dma(EDU_BUFFER, behind, 2);
-	must(mem[0] == 'a' && mem[4095] == 'a' && mem[4096] == 'b', "DMA");
+	must(mem[0] == 'a' && mem[SIZE - 1] == 'a' && mem[4096] == 'b', "DMA");
 	say("the device " EDU " does DMA to 0x%llx, where page 1 of the VMM is mapped", (unsigned long long)behind);
 	must(random_bytes(), "reading random bytes");
 	say("a driver of the kernel has " RNG ", and gets random bytes by DMA");
@@ -250,8 +252,8 @@ int main(int argc, char **argv)
 	say("echo %s >%sunbind: done in %.3f s", iommu, DRIVER, took);
 	memset(mem, 'c', 4096);
 	dma(EDU_BUFFER, behind, 2);
-	must(mem[0] == 'c' && mem[4095] == 'c', "the mapped page is as it was");
-	must(mem[4096] == 'b' && mem[8191] == 'b', "memory at that address is as it was");
+	must(mem[0] == 'c' && mem[SIZE - 1] == 'c', "the mapped page is as it was");
+	must(mem[4096] == 'b' && mem[4096 + SIZE - 1] == 'b', "memory at that address is as it was");
 	say("the device does that DMA again: neither page 1 nor memory at 0x%llx changes", (unsigned long long)behind);
 	info.dev_id = dev_id;
 	must(ioctl(iommufd, IOMMU_GET_HW_INFO, &info) && errno == ENODEV, "ENODEV");
@@ -270,7 +272,7 @@ int main(int argc, char **argv)
 	dma(behind, EDU_BUFFER, 0);
 	memset(mem, 'd', 4096);
 	dma(EDU_BUFFER, behind, 2);
-	must(mem[0] == 'c' && mem[4095] == 'c' && mem[4096] == 'b', "DMA");
+	must(mem[0] == 'c' && mem[SIZE - 1] == 'c' && mem[4096] == 'b', "DMA");
 	say("vfio-pci is bound to the device anew: its DMA arrives in page 1, of the same IOAS");
 	must(rebind(RNG), "binding the driver anew");
 	must(random_bytes(), "reading random bytes");

@@ -200,13 +200,6 @@ static int test_open(struct inode *inode, struct file *file)
 	if (!rc)
 		rc = platform_device_add(test->pdev);
 	if (rc) {
-		/* Nobody had a chance to free it if the core did not see it */
-		if (test->pdev->dev.iommu) {
-			fwnode_handle_put(test_fwnode);
-			kfree(test->pdev->dev.iommu->fwspec);
-			kfree(test->pdev->dev.iommu);
-			test->pdev->dev.iommu = NULL;
-		}
 		platform_device_put(test->pdev);
 		kfree(test);
 		return rc;
