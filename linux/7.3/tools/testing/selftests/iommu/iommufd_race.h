@@ -182,6 +182,10 @@ static unsigned long thread_sleeps(pid_t tid)
 	case __NR_close:
 	case __NR_read:
 	case __NR_write:
+	case __NR_ppoll:
+#ifdef __NR_poll
+	case __NR_poll:
+#endif
 		break;
 	default:
 		return 0;

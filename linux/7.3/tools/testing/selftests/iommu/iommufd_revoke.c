@@ -11,6 +11,8 @@
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <glob.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <linux/vfio.h>
 
@@ -1047,64 +1049,6 @@ TEST_F(iommufd_revoke, module_of_a_hwpt)
 	ASSERT_EQ(0, module_unload());
 }
 
-/* There is no way yet to take the IOMMU from it, so it is waited for */
-TEST_F(iommufd_revoke, viommu_is_waited_for)
-{
-	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
-	uint32_t viommu_id, nested_id, vdevice_id, id;
-	struct vm vm, newer;
-	int tries = 0;
-
-	ASSERT_EQ(0, vm_open_parent(&vm, self->iommu_id));
-	ASSERT_EQ(0, _test_cmd_viommu_alloc(vm.fd, vm.device_id, vm.parent_id,
-					    0, IOMMU_VIOMMU_TYPE_SELFTEST, NULL,
-					    0, &viommu_id));
-	newer = vm;
-	ASSERT_EQ(0, vm_plug(&newer, self->iommu_id));
-	ASSERT_EQ(0, _test_cmd_vdevice_alloc(vm.fd, viommu_id, newer.device_id,
-					     0x99, &vdevice_id));
-	ASSERT_EQ(0, _test_cmd_hwpt_alloc(vm.fd, newer.device_id, viommu_id, 0,
-					  0, &nested_id,
-					  IOMMU_HWPT_DATA_SELFTEST, &data,
-					  sizeof(data)));
-	ASSERT_EQ(0, _test_cmd_mock_domain_replace(vm.fd, newer.stdev_id,
-						   nested_id, NULL));
-	call_start(&self->unreg);
-
-	/* What is newer is revoked, and its vDEVICE with it */
-	while (!get_hw_info(vm.fd, newer.device_id)) {
-		ASSERT_GT(10000, tries++);
-		sleep_ms(1);
-	}
-	EXPECT_EQ(ENODEV, errno);
-	EXPECT_WAITING(&self->unreg);
-	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(vm.fd, vdevice_id));
-	EXPECT_ERRNO(ENODEV, _test_cmd_mock_domain_replace(vm.fd,
-							   newer.stdev_id,
-							   nested_id, NULL));
-	EXPECT_ERRNO(ENODEV, _test_cmd_vdevice_alloc(vm.fd, viommu_id,
-						     newer.device_id, 0x99,
-						     &id));
-	/* What is older is there, but nothing can be made of it any more */
-	EXPECT_EQ(0, get_hw_info(vm.fd, vm.device_id));
-	EXPECT_ERRNO(ENODEV,
-		     _test_cmd_hwpt_alloc(vm.fd, vm.device_id, viommu_id, 0, 0,
-					  &id, IOMMU_HWPT_DATA_SELFTEST, &data,
-					  sizeof(data)));
-	EXPECT_ERRNO(ENODEV,
-		     _test_cmd_viommu_alloc(vm.fd, vm.device_id, vm.parent_id,
-					    0, IOMMU_VIOMMU_TYPE_SELFTEST, NULL,
-					    0, &id));
-	EXPECT_EQ(0, call_is_done(&self->unreg));
-
-	ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, nested_id));
-	ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, viommu_id));
-	EXPECT_EQ(0, call_end(&self->unreg));
-	EXPECT_ERRNO(ENODEV, get_hw_info(vm.fd, vm.device_id));
-	ASSERT_EQ(0, vm_unplug(&newer));
-	ASSERT_EQ(0, close(vm.fd));
-}
-
 /* In the driver for the device when unregister begins */
 
 static int call_hwpt_alloc(int fd, uint32_t id, struct call *call)
@@ -1630,6 +1574,864 @@ TEST_F(iommufd_revoke, hwpt_alloc_fails_after_revocation)
 	ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, vm.parent_id));
 	ASSERT_EQ(0, _test_ioctl_destroy(vm.fd, vm.ioas_id));
 	ASSERT_EQ(0, close(vm.fd));
+}
+
+/* A vIOMMU with everything that can be made on it */
+
+#define VIRT_ID 0x99
+#define QUEUE_IOVA MOCK_APERTURE_START
+
+FIXTURE(iommufd_revoke_viommu)
+{
+	int fd;
+	uint32_t iommu_id;
+	struct vm vm;
+	uint32_t viommu_id;
+	uint32_t vdevice_id;
+	uint32_t nested_id;
+	uint32_t queue_id[IOMMU_TEST_HW_QUEUE_MAX];
+	uint32_t veventq_id;
+	uint32_t veventq_fd;
+	struct iommu_viommu_selftest data;
+	uint32_t *region;
+	struct call unreg;
+};
+
+static int viommu_alloc(struct vm *vm, struct iommu_viommu_selftest *data,
+			uint32_t *id)
+{
+	return _test_cmd_viommu_alloc(vm->fd, vm->device_id, vm->parent_id, 0,
+				      IOMMU_VIOMMU_TYPE_SELFTEST, data,
+				      sizeof(*data), id);
+}
+
+static int nested_alloc(struct vm *vm, uint32_t viommu_id, uint32_t *id)
+{
+	struct iommu_hwpt_selftest data = { .iotlb = IOMMU_TEST_IOTLB_DEFAULT };
+
+	return _test_cmd_hwpt_alloc(vm->fd, vm->device_id, viommu_id, 0, 0, id,
+				    IOMMU_HWPT_DATA_SELFTEST, &data,
+				    sizeof(data));
+}
+
+static int queue_alloc(int fd, uint32_t viommu_id, uint32_t index, uint32_t *id)
+{
+	return _test_cmd_hw_queue_alloc(fd, viommu_id,
+					IOMMU_HW_QUEUE_TYPE_SELFTEST, index,
+					QUEUE_IOVA, PAGE_SIZE, id);
+}
+
+static int veventq_alloc(int fd, uint32_t viommu_id, uint32_t *id,
+			 uint32_t *veventq_fd)
+{
+	return _test_cmd_veventq_alloc(fd, viommu_id,
+				       IOMMU_VEVENTQ_TYPE_SELFTEST, 4, id,
+				       veventq_fd);
+}
+
+static int invalidate(int fd, uint32_t id)
+{
+	struct iommu_viommu_invalidate_selftest req = { .vdev_id = VIRT_ID };
+	uint32_t num = 1;
+
+	return _test_cmd_viommu_invalidate(fd, id, &req,
+					   IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST,
+					   sizeof(req), &num);
+}
+
+static void *region_map(int fd, const struct iommu_viommu_selftest *data)
+{
+	return mmap(NULL, data->out_mmap_length, PROT_READ | PROT_WRITE,
+		    MAP_SHARED, fd, data->out_mmap_offset);
+}
+
+/* Another one of them, in a VM of its own */
+static void viommu_setup(struct __test_metadata *_metadata,
+			 struct _test_data_iommufd_revoke_viommu *self)
+{
+	struct vm *vm = &self->vm;
+	__u64 iova = QUEUE_IOVA;
+	int i;
+
+	ASSERT_EQ(0, vm_open_parent(vm, self->iommu_id));
+	self->data.in_data = 0x123;
+	ASSERT_EQ(0, viommu_alloc(vm, &self->data, &self->viommu_id));
+	self->region = region_map(vm->fd, &self->data);
+	ASSERT_NE(MAP_FAILED, self->region);
+	ASSERT_EQ(0, _test_cmd_vdevice_alloc(vm->fd, self->viommu_id,
+					     vm->device_id, VIRT_ID,
+					     &self->vdevice_id));
+	ASSERT_EQ(0, nested_alloc(vm, self->viommu_id, &self->nested_id));
+	ASSERT_EQ(0, _test_cmd_mock_domain_replace(vm->fd, vm->stdev_id,
+						   self->nested_id, NULL));
+	ASSERT_EQ(0, veventq_alloc(vm->fd, self->viommu_id, &self->veventq_id,
+				   &self->veventq_fd));
+	ASSERT_EQ(0, _test_ioctl_ioas_map(vm->fd, vm->ioas_id, buffer,
+					  PAGE_SIZE, &iova,
+					  IOMMU_IOAS_MAP_FIXED_IOVA |
+						  IOMMU_IOAS_MAP_READABLE |
+						  IOMMU_IOAS_MAP_WRITEABLE));
+	for (i = 0; i != IOMMU_TEST_HW_QUEUE_MAX; i++)
+		ASSERT_EQ(0, queue_alloc(vm->fd, self->viommu_id, i,
+					 &self->queue_id[i]));
+}
+
+FIXTURE_SETUP(iommufd_revoke_viommu)
+{
+	self->fd = open("/dev/iommu", O_RDWR);
+	ASSERT_NE(-1, self->fd);
+	ASSERT_EQ(0, unpark_all(self->fd));
+	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0, &self->iommu_id));
+	self->unreg = (struct call){
+		.fn = call_unregister,
+		.fd = self->fd,
+		.id = self->iommu_id,
+	};
+	viommu_setup(_metadata, self);
+}
+
+FIXTURE_TEARDOWN(iommufd_revoke_viommu)
+{
+	EXPECT_EQ(0, unpark_all(self->fd));
+	EXPECT_EQ(0, iommu_end(self->fd, self->iommu_id));
+	if (self->region)
+		EXPECT_EQ(0, munmap(self->region, self->data.out_mmap_length));
+	if (self->veventq_fd)
+		EXPECT_EQ(0, close(self->veventq_fd));
+	if (self->vm.fd != -1)
+		EXPECT_EQ(0, close(self->vm.fd));
+	EXPECT_EQ(0, close(self->fd));
+}
+
+static sigjmp_buf touch_env;
+
+static void touch_signal(int sig)
+{
+	siglongjmp(touch_env, sig);
+}
+
+/* The signal that touching it raises, 0 if none */
+static int touch(const uint32_t *addr)
+{
+	struct sigaction act = { .sa_handler = touch_signal };
+	struct sigaction old;
+	int sig;
+
+	assert(!sigaction(SIGBUS, &act, &old));
+	sig = sigsetjmp(touch_env, 1);
+	if (!sig)
+		__atomic_load_n(addr, __ATOMIC_RELAXED);
+	assert(!sigaction(SIGBUS, &old, NULL));
+	return sig;
+}
+
+/* ENODEV for what is left of them, whatever they are named for */
+static void expect_enodev(struct __test_metadata *_metadata,
+			  struct _test_data_iommufd_revoke_viommu *self)
+{
+	uint32_t ids[] = { self->viommu_id, self->vdevice_id, self->nested_id,
+			   self->queue_id[0], self->queue_id[1],
+			   self->veventq_id };
+	struct iommu_viommu_selftest data = {};
+	struct vm *vm = &self->vm;
+	uint32_t id, fd;
+	int i;
+
+	EXPECT_ERRNO(ENODEV, viommu_alloc(vm, &data, &id));
+	EXPECT_ERRNO(ENODEV, _test_cmd_vdevice_alloc(vm->fd, self->viommu_id,
+						     vm->device_id, 1, &id));
+	EXPECT_ERRNO(ENODEV, nested_alloc(vm, self->viommu_id, &id));
+	EXPECT_ERRNO(ENODEV, queue_alloc(vm->fd, self->viommu_id, 0, &id));
+	EXPECT_ERRNO(ENODEV,
+		     veventq_alloc(vm->fd, self->viommu_id, &id, &fd));
+	EXPECT_ERRNO(ENODEV, _test_cmd_mock_domain_replace(vm->fd, vm->stdev_id,
+							   self->nested_id,
+							   NULL));
+	EXPECT_ERRNO(ENODEV, _test_cmd_trigger_vevents(vm->fd, vm->device_id,
+						       1));
+	for (i = 0; i != ARRAY_SIZE(ids); i++)
+		EXPECT_ERRNO(ENODEV, invalidate(vm->fd, ids[i]));
+	EXPECT_EQ(MAP_FAILED, region_map(vm->fd, &self->data));
+	EXPECT_EQ(ENXIO, errno);
+}
+
+TEST_F(iommufd_revoke_viommu, iommu_goes)
+{
+	uint8_t event[sizeof(struct iommufd_vevent_header) +
+		      sizeof(struct iommu_viommu_event_selftest)];
+	struct pollfd pollfd = { .fd = self->veventq_fd, .events = POLLIN };
+	struct vm *vm = &self->vm;
+	int i;
+
+	ASSERT_EQ(0, invalidate(vm->fd, self->viommu_id));
+	ASSERT_EQ(0x123, *self->region);
+	ASSERT_EQ(0, _test_cmd_trigger_vevents(vm->fd, vm->device_id, 2));
+
+	unregister();
+	expect_enodev(_metadata, self);
+
+	/* The events that are there can be read */
+	for (i = 0; i != 2; i++) {
+		ASSERT_EQ(1, poll(&pollfd, 1, 0));
+		EXPECT_EQ(POLLIN, pollfd.revents);
+		EXPECT_ERRNO(EINVAL, read(self->veventq_fd, event, 1));
+		EXPECT_EQ(sizeof(event),
+			  read(self->veventq_fd, event, sizeof(event)));
+	}
+	ASSERT_EQ(1, poll(&pollfd, 1, 0));
+	EXPECT_EQ(POLLHUP, pollfd.revents);
+	EXPECT_ERRNO(ENODEV, read(self->veventq_fd, event, sizeof(event)));
+
+	/* It was in the page table, and had not been touched before */
+	EXPECT_EQ(SIGBUS, touch(self->region));
+	EXPECT_EQ(SIGBUS, touch(self->region + PAGE_SIZE / sizeof(uint32_t)));
+
+	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(vm->fd, self->veventq_id));
+	ASSERT_EQ(0, close(self->veventq_fd));
+	self->veventq_fd = 0;
+	EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, self->veventq_id));
+	/* All of it is still mapped */
+	EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, self->viommu_id));
+	EXPECT_EQ(SIGBUS, touch(self->region));
+	EXPECT_EQ(0, vm_unplug(vm));
+	EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, self->vdevice_id));
+	EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, self->nested_id));
+	EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, vm->parent_id));
+	/* The memory of the queues is pinned as long as they are there */
+	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(vm->fd, vm->ioas_id));
+	for (i = 0; i != IOMMU_TEST_HW_QUEUE_MAX; i++)
+		EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, self->queue_id[i]));
+	EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, vm->ioas_id));
+}
+
+/* One after the other, beginning with each of them, and both ways round */
+TEST_F_TIMEOUT(iommufd_revoke_viommu, destroy_in_each_order, 120)
+{
+	enum { NUM = 7 };
+	int first, i;
+
+	for (first = 0; first != 2 * NUM; first++) {
+		uint32_t ids[NUM] = { self->viommu_id, self->vdevice_id,
+				      self->nested_id, self->queue_id[0],
+				      self->queue_id[1], self->veventq_id,
+				      self->vm.parent_id };
+
+		ASSERT_EQ(0, close(self->veventq_fd));
+		self->veventq_fd = 0;
+		unregister();
+		for (i = 0; i != NUM; i++) {
+			int at = first < NUM ? first + i : first + NUM - i;
+
+			EXPECT_EQ(0, _test_ioctl_destroy(self->vm.fd,
+							 ids[at % NUM]));
+		}
+		EXPECT_EQ(0, vm_unplug(&self->vm));
+		EXPECT_EQ(0, _test_ioctl_destroy(self->vm.fd,
+						 self->vm.ioas_id));
+		ASSERT_EQ(0, munmap(self->region, self->data.out_mmap_length));
+		self->region = NULL;
+		ASSERT_EQ(0, close(self->vm.fd));
+		self->vm.fd = -1;
+		ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0,
+						      &self->iommu_id));
+		viommu_setup(_metadata, self);
+	}
+}
+
+static void close_all(struct __test_metadata *_metadata,
+		      struct _test_data_iommufd_revoke_viommu *self)
+{
+	/* Each of them has the file */
+	ASSERT_EQ(0, munmap(self->region, self->data.out_mmap_length));
+	self->region = NULL;
+	ASSERT_EQ(0, close(self->veventq_fd));
+	self->veventq_fd = 0;
+}
+
+TEST_F(iommufd_revoke_viommu, close_after_unregister)
+{
+	unregister();
+	close_all(_metadata, self);
+	ASSERT_EQ(0, close(self->vm.fd));
+	self->vm.fd = -1;
+}
+
+static void close_during(struct __test_metadata *_metadata,
+			 struct _test_data_iommufd_revoke_viommu *self,
+			 unsigned int point)
+{
+	struct call closing = { .fn = call_close, .fd = self->vm.fd };
+
+	close_all(_metadata, self);
+	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_ARM));
+	call_start(&self->unreg);
+	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_WAIT));
+	call_start(&closing);
+	wait_for_close(_metadata, self->vm.fd);
+	EXPECT_WAITING(&closing);
+	EXPECT_WAITING(&self->unreg);
+	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_RELEASE));
+	EXPECT_EQ(0, call_end(&closing));
+	EXPECT_EQ(0, call_end(&self->unreg));
+	/* It is a file of another kind now */
+	ASSERT_EQ(0, close(self->vm.fd));
+	self->vm.fd = -1;
+}
+
+TEST_F(iommufd_revoke_viommu, close_during_destroy_of_viommu)
+{
+	close_during(_metadata, self, MOCK_PARK_VIOMMU_DESTROY);
+}
+
+TEST_F(iommufd_revoke_viommu, close_during_destroy_of_vdevice)
+{
+	close_during(_metadata, self, MOCK_PARK_VDEVICE_DESTROY);
+}
+
+TEST_F(iommufd_revoke_viommu, close_during_destroy_of_queue)
+{
+	close_during(_metadata, self, MOCK_PARK_HW_QUEUE_DESTROY);
+}
+
+/* The one is in the driver's destroy callback when the other one begins */
+static void destroy_during(struct __test_metadata *_metadata,
+			   struct _test_data_iommufd_revoke_viommu *self,
+			   unsigned int point, uint32_t id)
+{
+	struct call destroy = { .fn = call_destroy, .fd = self->vm.fd,
+				.id = id };
+
+	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_ARM));
+	call_start(&self->unreg);
+	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_WAIT));
+	call_start(&destroy);
+	EXPECT_WAITING(&destroy);
+	EXPECT_WAITING(&self->unreg);
+	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_RELEASE));
+	EXPECT_EQ(0, call_end(&destroy));
+	EXPECT_EQ(0, call_end(&self->unreg));
+	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(self->vm.fd, id));
+}
+
+static void unregister_during(struct __test_metadata *_metadata,
+			      struct _test_data_iommufd_revoke_viommu *self,
+			      unsigned int point, struct call *call)
+{
+	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_ARM));
+	call_start(call);
+	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_WAIT));
+	call_start(&self->unreg);
+	EXPECT_WAITING(&self->unreg);
+	EXPECT_EQ(0, call_is_done(call));
+	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_RELEASE));
+}
+
+static void
+unregister_during_destroy(struct __test_metadata *_metadata,
+			  struct _test_data_iommufd_revoke_viommu *self,
+			  unsigned int point, uint32_t id)
+{
+	struct call destroy = { .fn = call_destroy, .fd = self->vm.fd,
+				.id = id };
+
+	unregister_during(_metadata, self, point, &destroy);
+	EXPECT_EQ(0, call_end(&destroy));
+	EXPECT_EQ(0, call_end(&self->unreg));
+}
+
+TEST_F(iommufd_revoke_viommu, destroy_vdevice_during_revocation)
+{
+	destroy_during(_metadata, self, MOCK_PARK_VDEVICE_DESTROY,
+		       self->vdevice_id);
+}
+
+TEST_F(iommufd_revoke_viommu, unregister_during_destroy_of_vdevice)
+{
+	unregister_during_destroy(_metadata, self, MOCK_PARK_VDEVICE_DESTROY,
+				  self->vdevice_id);
+}
+
+TEST_F(iommufd_revoke_viommu, destroy_queue_during_revocation)
+{
+	destroy_during(_metadata, self, MOCK_PARK_HW_QUEUE_DESTROY,
+		       self->queue_id[1]);
+}
+
+TEST_F(iommufd_revoke_viommu, unregister_during_destroy_of_queue)
+{
+	unregister_during_destroy(_metadata, self, MOCK_PARK_HW_QUEUE_DESTROY,
+				  self->queue_id[1]);
+}
+
+/* Without anything on it, so that user space can destroy it */
+static void destroy_children(struct __test_metadata *_metadata,
+			     struct _test_data_iommufd_revoke_viommu *self)
+{
+	close_all(_metadata, self);
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->veventq_id));
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->queue_id[1]));
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->queue_id[0]));
+	ASSERT_EQ(0, _test_cmd_mock_domain_replace(self->vm.fd,
+						   self->vm.stdev_id,
+						   self->vm.ioas_id, NULL));
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->nested_id));
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->vdevice_id));
+}
+
+TEST_F(iommufd_revoke_viommu, destroy_viommu_during_revocation)
+{
+	destroy_children(_metadata, self);
+	destroy_during(_metadata, self, MOCK_PARK_VIOMMU_DESTROY,
+		       self->viommu_id);
+}
+
+TEST_F(iommufd_revoke_viommu, unregister_during_destroy_of_viommu)
+{
+	destroy_children(_metadata, self);
+	unregister_during_destroy(_metadata, self, MOCK_PARK_VIOMMU_DESTROY,
+				  self->viommu_id);
+}
+
+static int call_vm_unplug(int fd, uint32_t id, struct call *call)
+{
+	return vm_unplug(call->vm);
+}
+
+/* Whoever takes the vDEVICE off its device, the other one waits */
+TEST_F(iommufd_revoke_viommu, unplug_during_revocation)
+{
+	struct call unplug = { .fn = call_vm_unplug, .vm = &self->vm };
+
+	park(VDEVICE_DESTROY, ARM);
+	call_start(&self->unreg);
+	park(VDEVICE_DESTROY, WAIT);
+	call_start(&unplug);
+	EXPECT_WAITING(&unplug);
+	EXPECT_WAITING(&self->unreg);
+	park(VDEVICE_DESTROY, RELEASE);
+	EXPECT_EQ(0, call_end(&unplug));
+	EXPECT_EQ(0, call_end(&self->unreg));
+	EXPECT_ERRNO(ENODEV, invalidate(self->vm.fd, self->vdevice_id));
+	EXPECT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->vdevice_id));
+}
+
+TEST_F(iommufd_revoke_viommu, unregister_during_unplug)
+{
+	struct call unplug = { .fn = call_vm_unplug, .vm = &self->vm };
+
+	unregister_during(_metadata, self, MOCK_PARK_VDEVICE_DESTROY, &unplug);
+	EXPECT_EQ(0, call_end(&unplug));
+	EXPECT_EQ(0, call_end(&self->unreg));
+	EXPECT_ERRNO(ENOENT, invalidate(self->vm.fd, self->vdevice_id));
+	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(self->vm.fd,
+						 self->vdevice_id));
+}
+
+/* One without a vDEVICE has nothing to wait for */
+TEST_F(iommufd_revoke_viommu, unplug_another_during_revocation)
+{
+	struct vm other = self->vm;
+
+	ASSERT_EQ(0, vm_plug(&other, self->iommu_id));
+	park(VDEVICE_DESTROY, ARM);
+	call_start(&self->unreg);
+	park(VDEVICE_DESTROY, WAIT);
+	EXPECT_EQ(0, vm_unplug(&other));
+	EXPECT_EQ(0, call_is_done(&self->unreg));
+	park(VDEVICE_DESTROY, RELEASE);
+	EXPECT_EQ(0, call_end(&self->unreg));
+}
+
+/* The device that it was allocated for can go, and the vIOMMU has nothing of it */
+TEST_F(iommufd_revoke_viommu, without_devices)
+{
+	ASSERT_EQ(0, vm_unplug(&self->vm));
+	unregister();
+	EXPECT_ERRNO(ENODEV, invalidate(self->vm.fd, self->viommu_id));
+	EXPECT_EQ(SIGBUS, touch(self->region));
+}
+
+TEST_F(iommufd_revoke_viommu, another_iommu_goes_on)
+{
+	struct _test_data_iommufd_revoke_viommu other = { .fd = self->fd };
+
+	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0, &other.iommu_id));
+	viommu_setup(_metadata, &other);
+	unregister();
+	EXPECT_EQ(0, invalidate(other.vm.fd, other.viommu_id));
+	EXPECT_EQ(0, _test_cmd_trigger_vevents(other.vm.fd, other.vm.device_id,
+					       1));
+	EXPECT_EQ(0, touch(other.region));
+	EXPECT_EQ(0x123, *other.region);
+	close_all(_metadata, &other);
+	ASSERT_EQ(0, close(other.vm.fd));
+	EXPECT_EQ(0, iommu_end(self->fd, other.iommu_id));
+}
+
+/* In the driver for the vIOMMU when unregister begins */
+
+static int call_viommu_alloc(int fd, uint32_t id, struct call *call)
+{
+	struct iommu_viommu_selftest data = {};
+
+	return viommu_alloc(call->vm, &data, &call->out_id);
+}
+
+static int call_vdevice_alloc(int fd, uint32_t id, struct call *call)
+{
+	return _test_cmd_vdevice_alloc(fd, id, call->vm->device_id, 1,
+				       &call->out_id);
+}
+
+static int call_viommu_nested(int fd, uint32_t id, struct call *call)
+{
+	return nested_alloc(call->vm, id, &call->out_id);
+}
+
+static int call_queue_alloc(int fd, uint32_t id, struct call *call)
+{
+	return queue_alloc(fd, id, 1, &call->out_id);
+}
+
+static int call_invalidate(int fd, uint32_t id, struct call *call)
+{
+	return invalidate(fd, id);
+}
+
+static int call_event(int fd, uint32_t id, struct call *call)
+{
+	return _test_cmd_trigger_vevents(fd, call->vm->device_id, 1);
+}
+
+static void viommu_parked(struct __test_metadata *_metadata,
+			  struct _test_data_iommufd_revoke_viommu *self,
+			  unsigned int point, struct vm *vm,
+			  int (*fn)(int fd, uint32_t id, struct call *call),
+			  int result)
+{
+	struct call call = { .fn = fn, .vm = vm, .fd = vm->fd,
+			     .id = self->viommu_id };
+
+	unregister_during(_metadata, self, point, &call);
+	EXPECT_EQ(result, call_end(&call));
+	EXPECT_EQ(0, call_end(&self->unreg));
+	expect_enodev(_metadata, self);
+	EXPECT_EQ(SIGBUS, touch(self->region));
+}
+
+TEST_F(iommufd_revoke_viommu, parked_in_viommu_alloc)
+{
+	viommu_parked(_metadata, self, MOCK_PARK_VIOMMU_INIT, &self->vm,
+		      call_viommu_alloc, -ENODEV);
+}
+
+TEST_F(iommufd_revoke_viommu, parked_in_vdevice_alloc)
+{
+	struct vm other = self->vm;
+
+	ASSERT_EQ(0, vm_plug(&other, self->iommu_id));
+	viommu_parked(_metadata, self, MOCK_PARK_VDEVICE_INIT, &other,
+		      call_vdevice_alloc, -ENODEV);
+}
+
+TEST_F(iommufd_revoke_viommu, parked_in_nested_alloc)
+{
+	viommu_parked(_metadata, self, MOCK_PARK_DOMAIN_ALLOC, &self->vm,
+		      call_viommu_nested, -ENODEV);
+}
+
+/* It depends on the first one, which goes after it */
+TEST_F(iommufd_revoke_viommu, parked_in_queue_alloc)
+{
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->queue_id[1]));
+	self->queue_id[1] = self->queue_id[0];
+	viommu_parked(_metadata, self, MOCK_PARK_HW_QUEUE_INIT, &self->vm,
+		      call_queue_alloc, -ENODEV);
+}
+
+/* The vDEVICE that it is for is gone before it goes on */
+TEST_F(iommufd_revoke_viommu, parked_in_invalidate)
+{
+	viommu_parked(_metadata, self, MOCK_PARK_INVALIDATE, &self->vm,
+		      call_invalidate, -EINVAL);
+}
+
+/* So is the queue of the event */
+TEST_F(iommufd_revoke_viommu, parked_in_event)
+{
+	viommu_parked(_metadata, self, MOCK_PARK_EVENT, &self->vm, call_event,
+		      -EOPNOTSUPP);
+}
+
+static int call_poll(int fd, uint32_t id, struct call *call)
+{
+	struct pollfd pollfd = { .fd = fd, .events = POLLIN };
+
+	if (poll(&pollfd, 1, 20000) != 1)
+		return -1;
+	call->out_id = pollfd.revents;
+	return 0;
+}
+
+TEST_F(iommufd_revoke_viommu, poll_is_woken_up)
+{
+	struct call calls[3];
+	int i;
+
+	for (i = 0; i != ARRAY_SIZE(calls); i++) {
+		calls[i] = (struct call){ .fn = call_poll,
+					  .fd = self->veventq_fd };
+		call_start(&calls[i]);
+		EXPECT_WAITING(&calls[i]);
+	}
+	unregister();
+	for (i = 0; i != ARRAY_SIZE(calls); i++) {
+		EXPECT_EQ(0, call_end(&calls[i]));
+		EXPECT_EQ(POLLHUP, calls[i].out_id);
+	}
+}
+
+/* What is left when some of them were lost */
+TEST_F(iommufd_revoke_viommu, lost_events)
+{
+	struct pollfd pollfd = { .fd = self->veventq_fd, .events = POLLIN };
+	struct iommufd_vevent_header hdr;
+	uint8_t events[4096];
+
+	/* One more than there is room for */
+	ASSERT_EQ(0, _test_cmd_trigger_vevents(self->vm.fd,
+					       self->vm.device_id, 5));
+	unregister();
+	EXPECT_EQ(4 * (sizeof(hdr) + sizeof(struct iommu_viommu_event_selftest)) +
+			  sizeof(hdr),
+		  read(self->veventq_fd, events, sizeof(events)));
+	ASSERT_EQ(1, poll(&pollfd, 1, 0));
+	EXPECT_EQ(POLLHUP, pollfd.revents);
+	EXPECT_ERRNO(ENODEV, read(self->veventq_fd, events, sizeof(events)));
+}
+
+/* Parts of the region, one that has moved, and the copy of another process */
+TEST_F(iommufd_revoke_viommu, region_in_pieces)
+{
+	const size_t words = PAGE_SIZE / sizeof(uint32_t);
+	int to_child[2], to_parent[2];
+	uint32_t *moved;
+	int status;
+	pid_t pid;
+	char c;
+
+	ASSERT_EQ(0, pipe(to_child));
+	ASSERT_EQ(0, pipe(to_parent));
+	moved = region_map(self->vm.fd, &self->data);
+	ASSERT_NE(MAP_FAILED, moved);
+	EXPECT_EQ(0, touch(moved + words));
+	/* A vma of each of the two pages, the first one at another place */
+	ASSERT_EQ(0, munmap(self->region, PAGE_SIZE));
+	self->region = NULL;
+	moved = mremap(moved, PAGE_SIZE, PAGE_SIZE,
+		       MREMAP_MAYMOVE | MREMAP_FIXED,
+		       mmap(NULL, PAGE_SIZE, PROT_NONE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	ASSERT_NE(MAP_FAILED, moved);
+	EXPECT_EQ(0x123, *moved);
+	EXPECT_ERRNO(EBUSY, _test_ioctl_destroy(self->vm.fd, self->viommu_id));
+
+	pid = fork();
+	ASSERT_NE(-1, pid);
+	if (!pid) {
+		/* It is in its page table as well */
+		c = *moved == 0x123;
+		if (write(to_parent[1], &c, 1) != 1 ||
+		    read(to_child[0], &c, 1) != 1)
+			_exit(1);
+		_exit(touch(moved) == SIGBUS ? 0 : 2);
+	}
+	ASSERT_EQ(1, read(to_parent[0], &c, 1));
+	EXPECT_EQ(1, c);
+	unregister();
+	EXPECT_EQ(SIGBUS, touch(moved));
+	ASSERT_EQ(1, write(to_child[1], &c, 1));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status);
+	ASSERT_EQ(0, close(self->veventq_fd));
+	self->veventq_fd = 0;
+	EXPECT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->viommu_id));
+}
+
+/* Nobody waits for a call that is stuck in user memory */
+
+static int viommu_stalled(struct __test_metadata *_metadata,
+			  struct _test_data_iommufd_revoke_viommu *self,
+			  uint32_t request, void *arg, void *page, bool write,
+			  int result)
+{
+	struct uffdio_zeropage zero = {
+		.range = { (uintptr_t)page, PAGE_SIZE },
+	};
+	struct call call = {
+		.fn = call_arg,
+		.fd = self->vm.fd,
+		.id = request,
+		.arg = arg,
+	};
+	int uffd = uffd_open(page, write ? UFFDIO_REGISTER_MODE_WP :
+					   UFFDIO_REGISTER_MODE_MISSING);
+
+	if (uffd == -1)
+		return -1;
+	call_start(&call);
+	ASSERT_EQ(0, uffd_wait(uffd));
+	unregister();
+	EXPECT_EQ(0, call_is_done(&call));
+	EXPECT_EQ(0, write ? uffd_unprotect(uffd, page) :
+			     ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
+	EXPECT_EQ(result, call_end(&call));
+	ASSERT_EQ(0, close(uffd));
+	expect_enodev(_metadata, self);
+	return 0;
+}
+
+/* On a page of its own, the first of the buffer is what the queues are in */
+static void *stalled_page(void)
+{
+	return buffer + PAGE_SIZE;
+}
+
+TEST_F(iommufd_revoke_viommu, viommu_alloc_stalled)
+{
+	struct iommu_viommu_alloc *cmd = stalled_page();
+
+	*cmd = (struct iommu_viommu_alloc){
+		.size = sizeof(*cmd),
+		.type = IOMMU_VIOMMU_TYPE_SELFTEST,
+		.dev_id = self->vm.device_id,
+		.hwpt_id = self->vm.parent_id,
+	};
+	if (viommu_stalled(_metadata, self, IOMMU_VIOMMU_ALLOC, cmd, cmd, true,
+			   0))
+		SKIP(return, NEEDS_UFFD);
+	EXPECT_ERRNO(ENODEV, invalidate(self->vm.fd, cmd->out_viommu_id));
+	EXPECT_EQ(0, _test_ioctl_destroy(self->vm.fd, cmd->out_viommu_id));
+}
+
+TEST_F(iommufd_revoke_viommu, vdevice_alloc_stalled)
+{
+	struct iommu_vdevice_alloc *cmd = stalled_page();
+	struct vm other = self->vm;
+
+	ASSERT_EQ(0, vm_plug(&other, self->iommu_id));
+	*cmd = (struct iommu_vdevice_alloc){
+		.size = sizeof(*cmd),
+		.viommu_id = self->viommu_id,
+		.dev_id = other.device_id,
+		.virt_id = 1,
+	};
+	if (viommu_stalled(_metadata, self, IOMMU_VDEVICE_ALLOC, cmd, cmd, true,
+			   -ENODEV))
+		SKIP(return, NEEDS_UFFD);
+}
+
+TEST_F(iommufd_revoke_viommu, veventq_alloc_stalled)
+{
+	struct iommu_veventq_alloc *cmd = stalled_page();
+	struct pollfd pollfd = { .events = POLLIN };
+
+	*cmd = (struct iommu_veventq_alloc){
+		.size = sizeof(*cmd),
+		.viommu_id = self->viommu_id,
+		.type = IOMMU_VEVENTQ_TYPE_SELFTEST,
+		.veventq_depth = 4,
+	};
+	ASSERT_EQ(0, close(self->veventq_fd));
+	self->veventq_fd = 0;
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->veventq_id));
+	self->veventq_id = self->viommu_id;
+	if (viommu_stalled(_metadata, self, IOMMU_VEVENTQ_ALLOC, cmd, cmd, true,
+			   0))
+		SKIP(return, NEEDS_UFFD);
+	self->veventq_fd = cmd->out_veventq_fd;
+	pollfd.fd = self->veventq_fd;
+	ASSERT_EQ(1, poll(&pollfd, 1, 0));
+	EXPECT_EQ(POLLHUP, pollfd.revents);
+}
+
+TEST_F(iommufd_revoke_viommu, queue_alloc_stalled)
+{
+	struct iommu_hw_queue_alloc *cmd = stalled_page();
+
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->queue_id[1]));
+	self->queue_id[1] = self->queue_id[0];
+	*cmd = (struct iommu_hw_queue_alloc){
+		.size = sizeof(*cmd),
+		.viommu_id = self->viommu_id,
+		.type = IOMMU_HW_QUEUE_TYPE_SELFTEST,
+		.index = 1,
+		.nesting_parent_iova = QUEUE_IOVA,
+		.length = PAGE_SIZE,
+	};
+	if (viommu_stalled(_metadata, self, IOMMU_HW_QUEUE_ALLOC, cmd, cmd,
+			   true, 0))
+		SKIP(return, NEEDS_UFFD);
+	EXPECT_ERRNO(ENODEV, invalidate(self->vm.fd, cmd->out_hw_queue_id));
+	EXPECT_EQ(0, _test_ioctl_destroy(self->vm.fd, cmd->out_hw_queue_id));
+}
+
+/* In the first page of the data, or in one after it */
+static int invalidate_stalled(struct __test_metadata *_metadata,
+			      struct _test_data_iommufd_revoke_viommu *self,
+			      uint32_t id, uint32_t type, uint32_t entry_len,
+			      uint32_t done)
+{
+	uint8_t *page = stalled_page();
+	struct iommu_hwpt_invalidate cmd = {
+		.size = sizeof(cmd),
+		.hwpt_id = id,
+		.data_type = type,
+		.entry_len = entry_len,
+		.entry_num = done + 1,
+		.data_uptr = (uintptr_t)page - done * entry_len,
+	};
+
+	if (viommu_stalled(_metadata, self, IOMMU_HWPT_INVALIDATE, &cmd, page,
+			   false, -ENODEV))
+		return -1;
+	EXPECT_EQ(done, cmd.entry_num);
+	return 0;
+}
+
+TEST_F(iommufd_revoke_viommu, invalidate_stalled)
+{
+	if (invalidate_stalled(_metadata, self, self->viommu_id,
+			       IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST,
+			       sizeof(struct iommu_viommu_invalidate_selftest),
+			       0))
+		SKIP(return, NEEDS_UFFD);
+}
+
+TEST_F(iommufd_revoke_viommu, invalidate_nested_stalled)
+{
+	if (invalidate_stalled(_metadata, self, self->nested_id,
+			       IOMMU_HWPT_INVALIDATE_DATA_SELFTEST,
+			       sizeof(struct iommu_hwpt_invalidate_selftest),
+			       0))
+		SKIP(return, NEEDS_UFFD);
+}
+
+/* The first piece is done */
+TEST_F(iommufd_revoke_viommu, invalidate_stalled_later)
+{
+	struct iommu_viommu_invalidate_selftest *reqs;
+	uint32_t i, num = 256;
+
+	reqs = stalled_page() - num * sizeof(*reqs);
+	for (i = 0; i != num; i++)
+		reqs[i] = (struct iommu_viommu_invalidate_selftest){
+			.vdev_id = VIRT_ID,
+		};
+	if (invalidate_stalled(_metadata, self, self->viommu_id,
+			       IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST,
+			       sizeof(*reqs), num))
+		SKIP(return, NEEDS_UFFD);
 }
 
 TEST_HARNESS_MAIN
