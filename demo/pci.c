@@ -3,28 +3,20 @@
  * The second act: a real IOMMU is taken away with one line in a shell, that of vm/run -m
  * virtio, under a device that does DMA for a program ("edu", which does it when told to)
  * and under a driver in the kernel. Then it comes back.
- *
- * Prints as the tour does, and ends with exit status 1 where something does not come
- * out as it must.
  */
 #include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <linux/iommufd.h>
 #include <linux/pci_regs.h>
 #include <linux/vfio.h>
+#include "say.h"
 
 #define DRIVER "/sys/bus/virtio/drivers/virtio_iommu/"
 #define EDU "0000:00:10.0"
@@ -42,48 +34,10 @@ static volatile uint8_t *regs;
 static uint8_t *mem;	/* two pages: the first is mapped, the second never */
 static char iommu[32];
 
-static int steps;
-static struct timespec start;
-static const char *bold = "", *green = "", *red = "", *plain = "";
-
-static double seconds(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec - start.tv_sec + (now.tv_nsec - start.tv_nsec) / 1e9;
-}
-
-static void title(const char *what)
-{
-	printf("\n%s%s%s\n", bold, what, plain);
-}
-
-__attribute__((format(printf, 1, 2)))
-static void say(const char *format, ...)
-{
-	va_list args;
-
-	printf("%2d %7.3f s  ", ++steps, seconds());
-	va_start(args, format);
-	vprintf(format, args);
-	va_end(args);
-	putchar('\n');
-	fflush(stdout);
-}
-
-static void proves(const char *what)
-{
-	printf("   %s=> %s%s\n", green, what, plain);
-	fflush(stdout);
-}
-
 static void must(int good, const char *what)
 {
-	if (good)
-		return;
-	printf("    %sFAILED: %s: %s%s\n", red, what, strerror(errno), plain);
-	exit(1);
+	if (!good)
+		fail(what);
 }
 
 static int write_file(const char *path, const char *text)
@@ -215,13 +169,7 @@ int main(int argc, char **argv)
 	uint64_t behind;
 	double took;
 
-	if (argc > 1 && !strcmp(argv[1], "color")) {
-		bold = "\033[1m";
-		green = "\033[32m";
-		red = "\033[31m";
-		plain = "\033[0m";
-	}
-	clock_gettime(CLOCK_MONOTONIC, &start);
+	begin(argc, argv);
 	find_iommu();
 	iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
 	must(iommufd != -1, "opening /dev/iommu");

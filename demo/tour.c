@@ -7,72 +7,21 @@
  * /dev/vfio/devices/vfioX. Here the kernel's mock IOMMU driver makes one, with a
  * mock IOMMU behind it, so that the tour runs on any machine. What the mock does
  * for hardware and for the administrator is in the functions that are marked so.
- *
- * Each step prints a line, with the seconds since the start; what some of them
- * prove together is said after them, in colour with the argument "color". The
- * first one that does not come out as it must ends the tour with exit status 1.
  */
-#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <linux/iommufd.h>
+#include "say.h"
 #include "iommufd_test.h"	/* the mock's test interface */
 
 static int iommufd;
-static int steps;
-static struct timespec start;
-static const char *bold = "", *green = "", *red = "", *plain = "";
-
-static double seconds(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec - start.tv_sec + (now.tv_nsec - start.tv_nsec) / 1e9;
-}
-
-static void title(const char *what)
-{
-	printf("\n%s%s%s\n", bold, what, plain);
-}
-
-__attribute__((format(printf, 1, 2)))
-static void say(const char *format, ...)
-{
-	va_list args;
-
-	printf("%2d %7.3f s  ", ++steps, seconds());
-	va_start(args, format);
-	vprintf(format, args);
-	va_end(args);
-	putchar('\n');
-	fflush(stdout);
-}
-
-/* What the steps since the last call of this have proved */
-static void proves(const char *what)
-{
-	printf("   %s=> %s%s\n", green, what, plain);
-	fflush(stdout);
-}
-
-static void fail(const char *what)
-{
-	printf("    %sFAILED: %s: %s%s\n", red, what, strerror(errno), plain);
-	exit(1);
-}
 
 /*
  * Every ioctl of iommufd takes a pointer to a structure that begins with its own
@@ -340,13 +289,7 @@ int main(int argc, char **argv)
 	struct device nic, gpu;
 	void *guest_memory;
 
-	clock_gettime(CLOCK_MONOTONIC, &start);
-	if (argc > 1 && !strcmp(argv[1], "color")) {
-		bold = "\033[1m";
-		green = "\033[32m";
-		red = "\033[31m";
-		plain = "\033[0m";
-	}
+	begin(argc, argv);
 
 	title("A VM, and two devices for it");
 	/* An iommufd belongs to one VM: all IDs are private to it */
