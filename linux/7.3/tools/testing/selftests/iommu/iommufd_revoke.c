@@ -14,6 +14,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <linux/vfio.h>
 
 #define __EXPORTED_HEADERS__
@@ -2054,14 +2055,26 @@ TEST_F(iommufd_revoke_viommu, without_devices)
 TEST_F(iommufd_revoke_viommu, another_iommu_goes_on)
 {
 	struct _test_data_iommufd_revoke_viommu other = { .fd = self->fd };
+	struct rusage before, after;
+	int i;
 
 	ASSERT_EQ(0, _test_cmd_iommu_register(self->fd, 0, &other.iommu_id));
 	viommu_setup(_metadata, &other);
+	/* The regions have the same offset, each in a file of its own */
+	ASSERT_EQ(self->data.out_mmap_offset, other.data.out_mmap_offset);
+	EXPECT_EQ(0, touch(self->region));
+	EXPECT_EQ(0, touch(other.region));
 	unregister();
+	/* Twice, since the first one can be a fault itself */
+	for (i = 0; i != 2; i++)
+		ASSERT_EQ(0, getrusage(RUSAGE_THREAD, &before));
+	EXPECT_EQ(0, touch(other.region));
+	ASSERT_EQ(0, getrusage(RUSAGE_THREAD, &after));
+	EXPECT_EQ(before.ru_minflt, after.ru_minflt);
+	EXPECT_EQ(SIGBUS, touch(self->region));
 	EXPECT_EQ(0, invalidate(other.vm.fd, other.viommu_id));
 	EXPECT_EQ(0, _test_cmd_trigger_vevents(other.vm.fd, other.vm.device_id,
 					       1));
-	EXPECT_EQ(0, touch(other.region));
 	EXPECT_EQ(0x123, *other.region);
 	close_all(_metadata, &other);
 	ASSERT_EQ(0, close(other.vm.fd));
