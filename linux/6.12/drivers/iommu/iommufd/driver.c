@@ -359,9 +359,9 @@ void iommufd_viommu_destroy_mmap(struct iommufd_viommu *viommu,
 					      &immap->owner->users));
 	mutex_unlock(&immap->lock);
 
-	/* The vmas have the file, and so has a vma that this unmaps */
+	/* A vma that this unmaps has the file, and so the mapping */
 	if (mapped)
-		unmap_mapping_range(ictx->file->f_mapping, offset,
+		unmap_mapping_range(&ictx->mapping, offset,
 				    (loff_t)(node->last - node->start + 1)
 					    << PAGE_SHIFT,
 				    1);

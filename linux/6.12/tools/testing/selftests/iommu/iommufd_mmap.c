@@ -11,6 +11,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #define __EXPORTED_HEADERS__
@@ -911,6 +912,29 @@ TEST_F(iommufd_mmap, L6_one_of_two_regions)
 	ASSERT_EQ(0, munmap(ptr[0], self->region[0].length));
 	ASSERT_EQ(0, munmap(ptr[1], region.length));
 	EXPECT_EQ(0, vm_destroy(&second, region.viommu_id));
+}
+
+/* Nobody else's page is taken out, even if it is at the same offset */
+TEST_F(iommufd_mmap, L6_other_file)
+{
+	uint32_t *ptr[] = { map_it(0), map_it(1) };
+	struct rusage before, after;
+	uint32_t value = 0;
+	int i;
+
+	EXPECT_DATA(IN_DATA(0), ptr[0]);
+	EXPECT_DATA(IN_DATA(1), ptr[1]);
+	unregister();
+	/* Twice, since the first one can be a fault itself */
+	for (i = 0; i != 2; i++)
+		ASSERT_EQ(0, getrusage(RUSAGE_THREAD, &before));
+	EXPECT_EQ(0, try_read(ptr[1], &value));
+	ASSERT_EQ(0, getrusage(RUSAGE_THREAD, &after));
+	EXPECT_EQ(IN_DATA(1), value);
+	EXPECT_EQ(before.ru_minflt, after.ru_minflt);
+	EXPECT_FAULT(SIGBUS, ptr[0]);
+	ASSERT_EQ(0, munmap(ptr[0], self->region[0].length));
+	ASSERT_EQ(0, munmap(ptr[1], self->region[1].length));
 }
 
 /*
