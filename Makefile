@@ -88,7 +88,7 @@ kernel:	## build the kernel (VARIANT=plain, debug, ...; ARCH=x86_64, arm64, pci)
 apply:		## apply the series to a kernel tree of your own (TREE=folder; UNDO=1 takes it out again)
 	@scripts/apply $${UNDO:+-R} "$$TREE"
 
-mail:		## write a part as mail, and send nothing (PART=1-fixes FROM="Name <address>"; V=2)
+mail:		## write a part as mail, and send nothing (PART=1-fixes FROM="Name <address>"; V=2; PART=all: the letter about all)
 	@GET_TREE=1 scripts/mail
 
 packages:	## install the Debian packages that make check needs
