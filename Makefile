@@ -37,7 +37,7 @@ check-arm64:	## run the tests of the SMMUv3 driver, on an emulated arm64 machine
 check-pci:	## run the tests with PCI devices behind QEMU's IOMMUs for x86 (PCI_ROUNDS=number)
 	@scripts/check-pci
 
-check-base-faults:	## show that the base has the faults that the series mends
+check-base-faults:	## show that the base has the faults that the series mends (ROWS=regex)
 	@scripts/check-base-faults
 
 check-series:	## check the series patch by patch (make check does it as one change)
