@@ -10,8 +10,11 @@
 #include <linux/delay.h>
 #include <linux/iommu.h>
 #include <linux/kthread.h>
+#include <linux/mmu_notifier.h>
 #include <linux/platform_device.h>
 #include <linux/property.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/task.h>
 #include <linux/string.h>
 
 #include "iommu-priv.h"
@@ -26,6 +29,17 @@ struct test_iommu {
 	bool one_group;
 	int (*probe)(struct test_iommu *t, struct device *dev);
 	unsigned int finalized;
+	/* What the driver has been told about PASIDs and their domains */
+	unsigned int pasids;
+	unsigned int sva_domains;
+	/* It does not come out of the mm's notifier before this */
+	struct completion *flushing;
+	struct completion *flush;
+	bool freed_too_early;
+	/* Page requests, which the driver takes when a feature is enabled */
+	struct iopf_queue *queue;
+	unsigned int features;
+	unsigned int responses;
 
 	struct task_struct *thread;
 	struct completion begun;
@@ -85,13 +99,133 @@ static struct iommu_group *test_device_group(struct device *dev)
 				 generic_device_group(dev);
 }
 
+#if IS_ENABLED(CONFIG_IOMMU_SVA)
+static struct iommu_domain *test_alloc_sva(struct device *dev,
+					   struct mm_struct *mm);
+
+static void test_remove_pasid(struct device *dev, ioasid_t pasid,
+			      struct iommu_domain *domain)
+{
+	struct test_iommu **t = dev_get_platdata(dev);
+
+	(*t)->pasids--;
+}
+
+static int test_enable_feat(struct device *dev, enum iommu_dev_features feat)
+{
+	struct test_iommu **t = dev_get_platdata(dev);
+
+	(*t)->features++;
+	if (feat == IOMMU_DEV_FEAT_IOPF)
+		return iopf_queue_add_device((*t)->queue, dev);
+	return 0;
+}
+
+static int test_disable_feat(struct device *dev, enum iommu_dev_features feat)
+{
+	struct test_iommu **t = dev_get_platdata(dev);
+
+	(*t)->features--;
+	if (feat == IOMMU_DEV_FEAT_IOPF)
+		iopf_queue_remove_device((*t)->queue, dev);
+	return 0;
+}
+
+static void test_page_response(struct device *dev, struct iopf_fault *fault,
+			       struct iommu_page_response *response)
+{
+	struct test_iommu **t = dev_get_platdata(dev);
+
+	(*t)->responses++;
+}
+#endif
+
 static const struct iommu_ops test_ops = {
 	.default_domain = &test_default_domain,
 	.blocked_domain = &test_blocked_domain,
 	.probe_device = test_probe_device,
 	.probe_finalize = test_probe_finalize,
 	.device_group = test_device_group,
+#if IS_ENABLED(CONFIG_IOMMU_SVA)
+	.domain_alloc_sva = test_alloc_sva,
+	.remove_dev_pasid = test_remove_pasid,
+	.dev_enable_feat = test_enable_feat,
+	.dev_disable_feat = test_disable_feat,
+	.page_response = test_page_response,
+#endif
 };
+
+#if IS_ENABLED(CONFIG_IOMMU_SVA)
+struct test_sva {
+	struct iommu_domain domain;
+	struct mmu_notifier notifier;
+	struct test_iommu *t;
+};
+
+static int test_sva_attach(struct iommu_domain *domain, struct device *dev,
+			   ioasid_t pasid, struct iommu_domain *old)
+{
+	container_of(domain, struct test_sva, domain)->t->pasids++;
+	return 0;
+}
+
+static void test_sva_free(struct iommu_domain *domain)
+{
+	struct test_sva *sva = container_of(domain, struct test_sva, domain);
+
+	sva->t->sva_domains--;
+	mmu_notifier_put(&sva->notifier);
+}
+
+/* The driver is looking into its instance */
+static void test_sva_flush(struct mmu_notifier *mn, struct mm_struct *mm,
+			   unsigned long start, unsigned long end)
+{
+	struct test_iommu *t = container_of(mn, struct test_sva, notifier)->t;
+
+	if (!t->flush)
+		return;
+	complete(t->flushing);
+	wait_for_completion(t->flush);
+	t->freed_too_early = completion_done(&t->ended);
+}
+
+static void test_sva_free_notifier(struct mmu_notifier *mn)
+{
+	kfree(container_of(mn, struct test_sva, notifier));
+}
+
+static const struct mmu_notifier_ops test_sva_notifier_ops = {
+	.arch_invalidate_secondary_tlbs = test_sva_flush,
+	.free_notifier = test_sva_free_notifier,
+};
+
+static struct iommu_domain *test_alloc_sva(struct device *dev,
+					   struct mm_struct *mm)
+{
+	static const struct iommu_domain_ops ops = {
+		.set_dev_pasid = test_sva_attach,
+		.free = test_sva_free,
+	};
+	struct test_iommu **t = dev_get_platdata(dev);
+	struct test_sva *sva;
+	int ret;
+
+	sva = kzalloc(sizeof(*sva), GFP_KERNEL);
+	if (!sva)
+		return ERR_PTR(-ENOMEM);
+	sva->t = *t;
+	sva->domain.ops = &ops;
+	sva->notifier.ops = &test_sva_notifier_ops;
+	ret = mmu_notifier_register(&sva->notifier, mm);
+	if (ret) {
+		kfree(sva);
+		return ERR_PTR(ret);
+	}
+	(*t)->sva_domains++;
+	return &sva->domain;
+}
+#endif
 
 /* A device that will be probed when an instance is registered */
 static struct platform_device *test_add(struct test_iommu *t)
@@ -528,6 +662,53 @@ static void test_lose_dma_owner(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, -ENODEV, iommu_device_use_default_domain(dev));
 	test_group_is_blocked(test);
 	iommu_device_unregister(&t->iommu);
+}
+
+/* What the firmware's description does when a driver is bound */
+static int test_probe_again(struct test_iommu *t, struct device *dev)
+{
+	int ret;
+
+	mutex_lock(&iommu_probe_device_lock);
+	ret = iommu_fwspec_init(dev, t->fwnode);
+	mutex_unlock(&iommu_probe_device_lock);
+	return ret ?: iommu_probe_device(dev);
+}
+
+/* As a whole. A device is in use by somebody who does not know about it. */
+static void test_lose_group_owner(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct device *dev = &t->pdev->dev;
+	struct iommu_group *group = iommu_group_get(dev);
+
+	KUNIT_ASSERT_NOT_NULL(test, group);
+	KUNIT_EXPECT_PTR_EQ(test, &t->iommu, iommu_device_get_group(group));
+	iommu_device_put(&t->iommu);
+
+	KUNIT_ASSERT_EQ(test, 0, iommu_group_claim_dma_owner(group, test));
+	iommu_device_lose_dma_owner(dev, group);
+	iommu_group_revoke_dma_owner(group);
+	KUNIT_EXPECT_FALSE(test, iommu_group_dma_owner_claimed(group));
+	KUNIT_EXPECT_EQ(test, -ENODEV, iommu_group_claim_dma_owner(group, t));
+	KUNIT_EXPECT_EQ(test, -ENODEV, iommu_device_use_default_domain(dev));
+	test_group_is_blocked(test);
+	iommu_device_unregister(&t->iommu);
+	KUNIT_EXPECT_PTR_EQ(test, ERR_PTR(-ENODEV),
+			    iommu_device_get_group(group));
+
+	/* It is not in this group any more, and in no other before it is idle */
+	iommu_device_lose_dma_owner(dev, group);
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_register(&t->iommu, &test_ops,
+						       t->hwdev));
+	KUNIT_EXPECT_EQ(test, -ENODEV, test_probe_again(t, dev));
+	KUNIT_EXPECT_FALSE(test, device_iommu_mapped(dev));
+	iommu_device_forget_dma_owner(dev);
+	KUNIT_EXPECT_EQ(test, 0, test_probe_again(t, dev));
+	KUNIT_EXPECT_TRUE(test, device_iommu_mapped(dev));
+	KUNIT_EXPECT_PTR_EQ(test, ERR_PTR(-ENODEV),
+			    iommu_device_get_group(group));
+	iommu_group_put(group);
 }
 
 struct test_holder {
@@ -975,6 +1156,197 @@ struct test_data {
 };
 
 /* Between a driver and the copy of what user space gave */
+#if IS_ENABLED(CONFIG_IOMMU_SVA)
+static struct mm_struct *test_mm(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct mm_struct *mm = mm_alloc();
+
+	KUNIT_ASSERT_NOT_NULL(test, mm);
+	/* No firmware says it */
+	t->pdev->dev.iommu->max_pasids = 16;
+	return mm;
+}
+
+/* Without an IOMMU that goes away */
+static void test_sva(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct mm_struct *mm = test_mm(test), *other = test_mm(test);
+	struct device *dev = &t->pdev->dev;
+	struct iommu_sva *bond, *another;
+
+	bond = __iommu_sva_bind_device(dev, mm);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(bond));
+	KUNIT_EXPECT_PTR_EQ(test, bond, __iommu_sva_bind_device(dev, mm));
+	KUNIT_EXPECT_EQ(test, 1, t->pasids);
+	another = __iommu_sva_bind_device(dev, other);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(another));
+	KUNIT_EXPECT_PTR_NE(test, bond, another);
+	KUNIT_EXPECT_EQ(test, 2, t->pasids);
+	KUNIT_EXPECT_EQ(test, 2, t->sva_domains);
+	KUNIT_EXPECT_NE(test, iommu_sva_get_pasid(bond),
+			iommu_sva_get_pasid(another));
+	KUNIT_EXPECT_EQ(test, 2, t->iommu.users);
+
+	iommu_sva_unbind_device(bond);
+	KUNIT_EXPECT_EQ(test, 2, t->pasids);
+	iommu_sva_unbind_device(bond);
+	iommu_sva_unbind_device(another);
+	KUNIT_EXPECT_EQ(test, 0, t->pasids);
+	KUNIT_EXPECT_EQ(test, 0, t->sva_domains);
+	KUNIT_EXPECT_EQ(test, 0, t->iommu.users);
+	mmput(mm);
+	mmput(other);
+}
+
+static void test_sva_revoked(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct mm_struct *mm = test_mm(test);
+	struct device *dev = &t->pdev->dev;
+	struct iommu_sva *bond;
+	u32 pasid;
+
+	bond = __iommu_sva_bind_device(dev, mm);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(bond));
+	KUNIT_ASSERT_PTR_EQ(test, bond, __iommu_sva_bind_device(dev, mm));
+	pasid = iommu_sva_get_pasid(bond);
+
+	iommu_device_unregister(&t->iommu);
+	KUNIT_EXPECT_EQ(test, 0, t->pasids);
+	KUNIT_EXPECT_EQ(test, 0, t->sva_domains);
+	KUNIT_EXPECT_EQ(test, pasid, iommu_sva_get_pasid(bond));
+	KUNIT_EXPECT_PTR_EQ(test, ERR_PTR(-ENODEV),
+			    __iommu_sva_bind_device(dev, mm));
+
+	/* The last process goes first, and the mm's notifier with it */
+	mmput(mm);
+	iommu_sva_unbind_device(bond);
+	iommu_sva_unbind_device(bond);
+	KUNIT_EXPECT_EQ(test, 0, t->pasids);
+	KUNIT_EXPECT_EQ(test, 0, t->sva_domains);
+}
+
+static int sva_flush_thread(void *arg)
+{
+	struct mm_struct *mm = arg;
+
+	mmu_notifier_arch_invalidate_secondary_tlbs(mm, 0, PAGE_SIZE);
+	return 0;
+}
+
+/* The driver is in the mm's notifier when the IOMMU goes away */
+static void test_sva_notified(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct mm_struct *mm = test_mm(test);
+	DECLARE_COMPLETION_ONSTACK(flushing);
+	DECLARE_COMPLETION_ONSTACK(flush);
+	struct task_struct *thread;
+	struct iommu_sva *bond;
+	bool waits;
+
+	t->flushing = &flushing;
+	t->flush = &flush;
+	bond = __iommu_sva_bind_device(&t->pdev->dev, mm);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(bond));
+	thread = kthread_run(sva_flush_thread, mm, "sva-flush");
+	KUNIT_ASSERT_FALSE(test, IS_ERR(thread));
+	get_task_struct(thread);
+	wait_for_completion(&flushing);
+
+	unregister_start(test);
+	waits = unregister_waits(t);
+	complete(&flush);
+	KUNIT_EXPECT_TRUE(test, waits);
+	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
+	kthread_stop(thread);
+	put_task_struct(thread);
+	KUNIT_EXPECT_FALSE(test, t->freed_too_early);
+	iommu_sva_unbind_device(bond);
+	mmput(mm);
+}
+
+static void test_sva_enable(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct device *dev = &t->pdev->dev;
+
+	t->queue = iopf_queue_alloc("iommu-device-test");
+	KUNIT_ASSERT_NOT_NULL(test, t->queue);
+	KUNIT_ASSERT_EQ(test, 0,
+			iommu_dev_enable_feature(dev, IOMMU_DEV_FEAT_IOPF));
+	KUNIT_ASSERT_EQ(test, 0,
+			iommu_dev_enable_feature(dev, IOMMU_DEV_FEAT_SVA));
+}
+
+/* The IOMMU's driver frees its queue, and then that of the device disables features */
+static void test_sva_features(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct device *dev = &t->pdev->dev;
+
+	test_sva_enable(test);
+	KUNIT_EXPECT_EQ(test, 2, t->features);
+	KUNIT_EXPECT_EQ(test, 0,
+			iommu_dev_disable_feature(dev, IOMMU_DEV_FEAT_SVA));
+	KUNIT_EXPECT_EQ(test, 1, t->features);
+
+	iommu_device_unregister(&t->iommu);
+	KUNIT_EXPECT_EQ(test, 0, t->features);
+	iopf_queue_free(t->queue);
+	KUNIT_EXPECT_NE(test, 0,
+			iommu_dev_disable_feature(dev, IOMMU_DEV_FEAT_IOPF));
+	KUNIT_EXPECT_EQ(test, -ENODEV,
+			iommu_dev_enable_feature(dev, IOMMU_DEV_FEAT_IOPF));
+	KUNIT_EXPECT_EQ(test, 0, t->features);
+}
+
+/* A page request that is being handled when the IOMMU goes away, and a later one */
+static void test_sva_fault(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct mm_struct *mm = test_mm(test);
+	struct device *dev = &t->pdev->dev;
+	struct iopf_fault fault = {
+		.fault = {
+			.type = IOMMU_FAULT_PAGE_REQ,
+			.prm = {
+				.flags = IOMMU_FAULT_PAGE_REQUEST_PASID_VALID |
+					 IOMMU_FAULT_PAGE_REQUEST_LAST_PAGE,
+				.perm = IOMMU_FAULT_PERM_READ,
+				.addr = PAGE_SIZE,
+			},
+		},
+	};
+	struct iommu_sva *bond;
+	bool waits;
+
+	test_sva_enable(test);
+	bond = __iommu_sva_bind_device(dev, mm);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(bond));
+	fault.fault.prm.pasid = iommu_sva_get_pasid(bond);
+
+	mmap_write_lock(mm);
+	KUNIT_EXPECT_EQ(test, 0, iommu_report_device_fault(dev, &fault));
+	unregister_start(test);
+	waits = unregister_waits(t);
+	KUNIT_EXPECT_EQ(test, 0, t->pasids);
+	KUNIT_EXPECT_EQ(test, 0, t->responses);
+	/* Nobody handles this one */
+	KUNIT_EXPECT_EQ(test, -EINVAL, iommu_report_device_fault(dev, &fault));
+	KUNIT_EXPECT_EQ(test, 1, t->responses);
+	mmap_write_unlock(mm);
+	KUNIT_EXPECT_TRUE(test, waits);
+	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
+	KUNIT_EXPECT_EQ(test, 2, t->responses);
+	iopf_queue_free(t->queue);
+	iommu_sva_unbind_device(bond);
+	mmput(mm);
+}
+#endif /* CONFIG_IOMMU_SVA */
+
 static void test_copy_struct(struct kunit *test)
 {
 	struct test_data data = { 1, 2 }, copy;
@@ -1083,6 +1455,7 @@ static struct kunit_case iommu_device_test_cases[] = {
 	KUNIT_CASE(test_sysfs_add_fails),
 	KUNIT_CASE(test_unregister_unregistered),
 	KUNIT_CASE(test_lose_dma_owner),
+	KUNIT_CASE(test_lose_group_owner),
 	KUNIT_CASE(test_revoke_newest_first),
 	KUNIT_CASE(test_movable),
 	KUNIT_CASE(test_claimed),
@@ -1092,6 +1465,13 @@ static struct kunit_case iommu_device_test_cases[] = {
 	KUNIT_CASE(test_put_late),
 	KUNIT_CASE(test_moved_lower),
 	KUNIT_CASE(test_stuck_elsewhere),
+#if IS_ENABLED(CONFIG_IOMMU_SVA)
+	KUNIT_CASE(test_sva),
+	KUNIT_CASE(test_sva_revoked),
+	KUNIT_CASE(test_sva_notified),
+	KUNIT_CASE(test_sva_features),
+	KUNIT_CASE(test_sva_fault),
+#endif
 	KUNIT_CASE(test_copy_struct),
 	KUNIT_CASE(test_copy_array),
 	KUNIT_CASE(test_hang_is_reported),
