@@ -1150,12 +1150,6 @@ static void test_second_hang_is_reported(struct kunit *test)
 	test_hang(test, HZ, 300, 1500);
 }
 
-struct test_data {
-	u32 a;
-	u32 b;
-};
-
-/* Between a driver and the copy of what user space gave */
 #if IS_ENABLED(CONFIG_IOMMU_SVA)
 static struct mm_struct *test_mm(struct kunit *test)
 {
@@ -1303,30 +1297,37 @@ static void test_sva_features(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 0, t->features);
 }
 
+/* Page 1 is read */
+static struct iopf_fault test_page_request(struct iommu_sva *bond)
+{
+	return (struct iopf_fault) {
+		.fault = {
+			.type = IOMMU_FAULT_PAGE_REQ,
+			.prm = {
+				.flags = IOMMU_FAULT_PAGE_REQUEST_PASID_VALID |
+					 IOMMU_FAULT_PAGE_REQUEST_LAST_PAGE,
+				.pasid = iommu_sva_get_pasid(bond),
+				.perm = IOMMU_FAULT_PERM_READ,
+				.addr = PAGE_SIZE,
+			},
+		},
+	};
+}
+
 /* A page request that is being handled when the IOMMU goes away, and a later one */
 static void test_sva_fault(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
 	struct mm_struct *mm = test_mm(test);
 	struct device *dev = &t->pdev->dev;
-	struct iopf_fault fault = {
-		.fault = {
-			.type = IOMMU_FAULT_PAGE_REQ,
-			.prm = {
-				.flags = IOMMU_FAULT_PAGE_REQUEST_PASID_VALID |
-					 IOMMU_FAULT_PAGE_REQUEST_LAST_PAGE,
-				.perm = IOMMU_FAULT_PERM_READ,
-				.addr = PAGE_SIZE,
-			},
-		},
-	};
+	struct iopf_fault fault;
 	struct iommu_sva *bond;
 	bool waits;
 
 	test_sva_enable(test);
 	bond = __iommu_sva_bind_device(dev, mm);
 	KUNIT_ASSERT_FALSE(test, IS_ERR(bond));
-	fault.fault.prm.pasid = iommu_sva_get_pasid(bond);
+	fault = test_page_request(bond);
 
 	mmap_write_lock(mm);
 	KUNIT_EXPECT_EQ(test, 0, iommu_report_device_fault(dev, &fault));
@@ -1345,8 +1346,70 @@ static void test_sva_fault(struct kunit *test)
 	iommu_sva_unbind_device(bond);
 	mmput(mm);
 }
+
+static int test_sva_report(struct iopf_group *group)
+{
+	struct test_iommu **t = dev_get_platdata(group->fault_param->dev);
+
+	complete((*t)->flushing);
+	wait_for_completion((*t)->flush);
+	return -EBUSY;
+}
+
+static int sva_report_thread(void *arg)
+{
+	struct iommu_sva *bond = arg;
+	struct iopf_fault fault = test_page_request(bond);
+
+	return iommu_report_device_fault(bond->dev, &fault);
+}
+
+/* A page request that is with the handler of the bond's domain meanwhile */
+static void test_sva_reported(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct mm_struct *mm = test_mm(test);
+	DECLARE_COMPLETION_ONSTACK(flushing);
+	DECLARE_COMPLETION_ONSTACK(flush);
+	struct task_struct *thread;
+	struct iommu_sva *bond;
+	bool waits;
+
+	test_sva_enable(test);
+	bond = __iommu_sva_bind_device(&t->pdev->dev, mm);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(bond));
+	bond->handle.domain->iopf_handler = test_sva_report;
+	t->flushing = &flushing;
+	t->flush = &flush;
+	thread = kthread_run(sva_report_thread, bond, "sva-report");
+	KUNIT_ASSERT_FALSE(test, IS_ERR(thread));
+	get_task_struct(thread);
+	wait_for_completion(&flushing);
+
+	unregister_start(test);
+	waits = unregister_waits(t);
+	KUNIT_EXPECT_EQ(test, 1, t->sva_domains);
+	complete(&flush);
+	KUNIT_EXPECT_TRUE(test, waits);
+	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
+	KUNIT_EXPECT_EQ(test, 0, kthread_stop(thread));
+	put_task_struct(thread);
+	KUNIT_EXPECT_EQ(test, 0, t->sva_domains);
+	KUNIT_EXPECT_EQ(test, 1, t->responses);
+	t->flushing = NULL;
+	t->flush = NULL;
+	iopf_queue_free(t->queue);
+	iommu_sva_unbind_device(bond);
+	mmput(mm);
+}
 #endif /* CONFIG_IOMMU_SVA */
 
+struct test_data {
+	u32 a;
+	u32 b;
+};
+
+/* Between a driver and the copy of what user space gave */
 static void test_copy_struct(struct kunit *test)
 {
 	struct test_data data = { 1, 2 }, copy;
@@ -1471,6 +1534,7 @@ static struct kunit_case iommu_device_test_cases[] = {
 	KUNIT_CASE(test_sva_notified),
 	KUNIT_CASE(test_sva_features),
 	KUNIT_CASE(test_sva_fault),
+	KUNIT_CASE(test_sva_reported),
 #endif
 	KUNIT_CASE(test_copy_struct),
 	KUNIT_CASE(test_copy_array),
