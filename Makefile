@@ -15,7 +15,7 @@ ARCH ?= x86_64
 MAKEFLAGS += --no-print-directory
 
 .PHONY: help demo demo-vmm check check-arm64 check-pci check-base-faults check-series tree export kernel apply mail \
-	packages bench bench-parallel evidence coverage kcsan leaks faults model mutants fuzz endurance
+	packages answers bench bench-parallel evidence coverage kcsan leaks faults model mutants fuzz endurance
 
 help:		## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 28
@@ -28,7 +28,7 @@ demo:		## show what the series does, in virtual machines
 demo-vmm:	## show QEMU 11 run a VM on the series, on an emulated arm64 machine
 	@demo/vmm
 
-check:		## run all checks
+check:		## run the checks on x86 without PCI; see also check-arm64, check-pci, check-base-faults, check-series
 	@scripts/check
 
 check-arm64:	## run the tests of the SMMUv3 driver, on an emulated arm64 machine
@@ -42,6 +42,9 @@ check-base-faults:	## show that the base has the faults that the series mends (R
 
 check-series:	## check the series patch by patch (make check does it as one change)
 	@GET_TREE=1 scripts/check-series
+
+answers:	## what iommufd says about each IOMMU that QEMU has (RECORD=write: into docs/vmm.md)
+	@scripts/answers
 
 bench:		## what each call costs, in instructions (PEER=dir, TRACE=row, PLOT=1, ARCH=arm64)
 	@scripts/bench -a '$(ARCH)'
