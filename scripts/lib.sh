@@ -182,7 +182,13 @@ read_series() {
 			*) die "$at: no check '$value'" ;;
 			esac ;;
 		track) tracks="$tracks${tracks:+ }$value" ;;
-		*) die "$at: '$key' is none of base, suite, prefix, part, track, check" ;;
+		# kbuild hands CF to a shell
+		sparse)
+			case $value in
+			*"'"*) die "$at: an option for sparse without quotation marks, please" ;;
+			esac
+			export CF="'$value'" ;;
+		*) die "$at: '$key' is none of base, suite, prefix, part, track, check, sparse" ;;
 		esac
 	done <"$file"
 	[ -n "$base" ] && [ -n "$parts" ] && [ -n "$tracks" ] ||
