@@ -57,7 +57,7 @@ with=''	# behind a make that a message names
 [ "$series" = 6.12 ] || with=" SERIES=$series"
 case $series-$me in
 6.12-* | *-tree | *-export | *-kernel | *-apply | *-mail | *-packages | *-qemu-arm64) ;;
-*-check | *-check-series | *-check-base-faults | *-check-arm64 | *-run) ;;
+*-check | *-check-pci | *-check-series | *-check-base-faults | *-check-arm64 | *-run) ;;
 *) die "SERIES=$series: this is for 6.12 only" ;;
 esac
 case $me in

@@ -147,14 +147,11 @@ static int unpark_all(int fd)
 	return 0;
 }
 
-static int thread_read(pid_t tid, const char *name, char *text, size_t size)
+static int read_file(const char *path, char *text, size_t size)
 {
-	char path[64];
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	ssize_t len;
-	int fd;
 
-	snprintf(path, sizeof(path), "/proc/self/task/%d/%s", tid, name);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd == -1)
 		return -1;
 	len = read(fd, text, size - 1);
@@ -163,6 +160,23 @@ static int thread_read(pid_t tid, const char *name, char *text, size_t size)
 		return -1;
 	text[len] = 0;
 	return 0;
+}
+
+/* In any base; @none if there is no such file */
+static long read_number(const char *path, long none)
+{
+	char text[32];
+
+	return read_file(path, text, sizeof(text)) ? none :
+						     strtol(text, NULL, 0);
+}
+
+static int thread_read(pid_t tid, const char *name, char *text, size_t size)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/%s", tid, name);
+	return read_file(path, text, size);
 }
 
 /*
@@ -307,18 +321,27 @@ static int uffd_unprotect(int uffd, void *page)
  */
 #define TEST_DRIVER "iommufd_test_driver"
 
-static int module_load(void)
+static int module_load_with(const char *name, const char *params)
 {
+	char command[100], path[60];
 	int fd, ret;
 
-	if (!system("modprobe -q " TEST_DRIVER " 2>/dev/null"))
+	snprintf(command, sizeof(command), "modprobe -q %s %s 2>/dev/null",
+		 name, params);
+	if (!system(command))
 		return 0;
-	fd = open(TEST_DRIVER ".ko", O_RDONLY | O_CLOEXEC);
+	snprintf(path, sizeof(path), "%s.ko", name);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd == -1)
 		return -1;
-	ret = syscall(__NR_finit_module, fd, "", 0);
+	ret = syscall(__NR_finit_module, fd, params, 0);
 	close(fd);
 	return ret;
+}
+
+static int module_load(void)
+{
+	return module_load_with(TEST_DRIVER, "");
 }
 
 /* EWOULDBLOCK is what rmmod reports as "in use" */

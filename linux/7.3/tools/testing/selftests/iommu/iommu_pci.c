@@ -1,0 +1,718 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * PCI devices behind an IOMMU, some in the hands of a program, some in those of
+ * drivers that use the DMA API. If it is a virtio-iommu, it goes away and comes back;
+ * neither is asked. Wants QEMU's machine with an IOMMU, first of all the devices, as
+ *
+ *   -machine q35 -device virtio-iommu-pci,addr=1
+ *   -device edu,dma_mask=0xffffffffffff,addr=10
+ *   -device edu,dma_mask=0xffffffffffff,addr=11.0,multifunction=on
+ *   -device virtio-rng-pci,disable-legacy=on,iommu_platform=on,addr=11.1
+ *   -device virtio-rng-pci,disable-legacy=on,iommu_platform=on,addr=12
+ *
+ * and is of the more use the more the kernel checks. "edu" does DMA when told to.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#include <linux/iommufd.h>
+#include <linux/pci_regs.h>
+#include <linux/vfio.h>
+
+#include "../kselftest_harness.h"
+
+#define DRIVER "/sys/bus/virtio/drivers/virtio_iommu/"
+#define PCI_DEVICES "/sys/bus/pci/devices/"
+#define PCI_DRIVERS "/sys/bus/pci/drivers/"
+
+/* One alone, and one whose neighbour in the group is a virtio-rng */
+#define EDU "0000:00:10.0"
+#define EDU_SHARED "0000:00:11.0"
+#define RNG_SHARED "0000:00:11.1"
+#define RNG "0000:00:12.0"
+
+#define EDU_DMA_SRC 0x80
+#define EDU_DMA_DST 0x88
+#define EDU_DMA_COUNT 0x90
+#define EDU_DMA_CMD 0x98
+#define EDU_DMA_RUN 1
+#define EDU_DMA_TO_MEMORY 2
+/* The device's own memory, which only its DMA reaches */
+#define EDU_BUFFER 0x40000
+
+#define PAGE 4096
+/* QEMU 7.2 takes its whole buffer for too much */
+#define DMA_SIZE 2048
+
+/* As in include/linux/map_benchmark.h, which is not for programs */
+struct map_benchmark {
+	__u64 results[4];
+	__u32 threads;
+	__u32 seconds;
+	__s32 node;
+	__u32 dma_bits;
+	__u32 dma_dir;
+	__u32 dma_trans_ns;
+	__u32 granule;
+	__u8 expansion[76];
+};
+
+#define DMA_MAP_BENCHMARK _IOWR('d', 1, struct map_benchmark)
+
+static void sleep_us(unsigned int us)
+{
+	struct timespec ts = {
+		.tv_sec = us / 1000000,
+		.tv_nsec = us % 1000000 * 1000,
+	};
+
+	nanosleep(&ts, NULL);
+}
+
+static int write_file(const char *dir, const char *file, const char *text)
+{
+	char path[300];
+	int fd, ret;
+
+	snprintf(path, sizeof(path), "%s%s", dir, file);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd == -1)
+		return -errno;
+	ret = write(fd, text, strlen(text)) < 0 ? -errno : 0;
+	close(fd);
+	return ret;
+}
+
+static int exists(const char *dir, const char *file)
+{
+	struct stat st;
+	char path[300];
+
+	snprintf(path, sizeof(path), "%s%s", dir, file);
+	return !stat(path, &st);
+}
+
+/* The virtio device that is the IOMMU */
+static char iommu_name[32];
+
+static void iommu_find(void)
+{
+	struct dirent *entry;
+	DIR *dir;
+
+	dir = iommu_name[0] ? NULL : opendir(DRIVER);
+	if (!dir)
+		return;
+	while ((entry = readdir(dir)))
+		if (!strncmp(entry->d_name, "virtio", 6))
+			snprintf(iommu_name, sizeof(iommu_name), "%.31s",
+				 entry->d_name);
+	closedir(dir);
+}
+
+static int iommu_is_there(void)
+{
+	return !iommu_name[0] || exists(DRIVER, iommu_name);
+}
+
+static int iommu_unbind(void)
+{
+	return write_file(DRIVER, "unbind", iommu_name);
+}
+
+static int iommu_bind(void)
+{
+	return write_file(DRIVER, "bind", iommu_name);
+}
+
+/* A device gets this driver, anew if it has it */
+static int device_bind(const char *name, const char *driver)
+{
+	char dir[100], drivers[100];
+
+	snprintf(dir, sizeof(dir), PCI_DEVICES "%s/", name);
+	snprintf(drivers, sizeof(drivers), PCI_DRIVERS "%s/", driver);
+	write_file(dir, "driver/unbind", name);
+	if (write_file(dir, "driver_override", driver))
+		return -1;
+	return write_file("/sys/bus/pci/", "drivers_probe", name) ||
+			       !exists(drivers, name) ?
+		       -1 :
+		       0;
+}
+
+/* What all tests begin and end with */
+static int everything_back(void)
+{
+	if (!exists(PCI_DEVICES, RNG) || !exists(PCI_DEVICES, RNG_SHARED))
+		write_file("/sys/bus/pci/", "rescan", "1");
+	if (!iommu_is_there() && iommu_bind())
+		return -1;
+	return device_bind(EDU, "vfio-pci") ||
+			       device_bind(EDU_SHARED, "vfio-pci") ||
+			       device_bind(RNG_SHARED, "virtio-pci") ||
+			       device_bind(RNG, "virtio-pci") ?
+		       -1 :
+		       0;
+}
+
+struct edu {
+	int fd;
+	__u32 dev_id;
+	uint8_t *regs;
+};
+
+static int edu_cdev(const char *name)
+{
+	struct dirent *entry;
+	char path[300];
+	int fd = -1;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), PCI_DEVICES "%s/vfio-dev", name);
+	dir = opendir(path);
+	if (!dir)
+		return -1;
+	while ((entry = readdir(dir))) {
+		if (strncmp(entry->d_name, "vfio", 4))
+			continue;
+		snprintf(path, sizeof(path), "/dev/vfio/devices/%s",
+			 entry->d_name);
+		fd = open(path, O_RDWR | O_CLOEXEC);
+	}
+	closedir(dir);
+	return fd;
+}
+
+/* 0 or -errno */
+static int edu_open(struct edu *edu, const char *name, int iommufd)
+{
+	struct vfio_device_bind_iommufd bind = {
+		.argsz = sizeof(bind),
+		.iommufd = iommufd,
+	};
+	struct vfio_region_info region = {
+		.argsz = sizeof(region),
+		.index = VFIO_PCI_BAR0_REGION_INDEX,
+	};
+	struct vfio_region_info config = {
+		.argsz = sizeof(config),
+		.index = VFIO_PCI_CONFIG_REGION_INDEX,
+	};
+	uint16_t command = PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER;
+	void *regs;
+	int ret;
+
+	edu->regs = NULL;
+	edu->fd = edu_cdev(name);
+	if (edu->fd == -1)
+		return -errno;
+	if (ioctl(edu->fd, VFIO_DEVICE_BIND_IOMMUFD, &bind) ||
+	    ioctl(edu->fd, VFIO_DEVICE_GET_REGION_INFO, &region) ||
+	    ioctl(edu->fd, VFIO_DEVICE_GET_REGION_INFO, &config))
+		goto fail;
+	edu->dev_id = bind.out_devid;
+	regs = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, edu->fd,
+		    region.offset);
+	if (regs == MAP_FAILED)
+		goto fail;
+	edu->regs = regs;
+	if (pwrite(edu->fd, &command, sizeof(command),
+		   config.offset + PCI_COMMAND) == sizeof(command))
+		return 0;
+	munmap(edu->regs, PAGE);
+fail:
+	ret = -errno;
+	close(edu->fd);
+	edu->fd = -1;
+	edu->regs = NULL;
+	return ret;
+}
+
+static void edu_close(struct edu *edu)
+{
+	if (edu->regs)
+		munmap(edu->regs, PAGE);
+	if (edu->fd != -1)
+		close(edu->fd);
+	edu->regs = NULL;
+	edu->fd = -1;
+}
+
+static int edu_attach(struct edu *edu, __u32 pt_id)
+{
+	struct vfio_device_attach_iommufd_pt attach = {
+		.argsz = sizeof(attach),
+		.pt_id = pt_id,
+	};
+
+	return ioctl(edu->fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach) ? -errno :
+									0;
+}
+
+static void edu_write(struct edu *edu, unsigned int reg, uint64_t value)
+{
+	__atomic_store_n((uint64_t *)(edu->regs + reg), value,
+			 __ATOMIC_RELAXED);
+}
+
+static int edu_busy(struct edu *edu)
+{
+	return __atomic_load_n((uint64_t *)(edu->regs + EDU_DMA_CMD),
+			       __ATOMIC_RELAXED) & EDU_DMA_RUN;
+}
+
+/* The device does not tell whether it arrived, only that it is done */
+static int edu_dma(struct edu *edu, uint64_t src, uint64_t dst, size_t len,
+		   uint64_t flags)
+{
+	int tries;
+
+	edu_write(edu, EDU_DMA_SRC, src);
+	edu_write(edu, EDU_DMA_DST, dst);
+	edu_write(edu, EDU_DMA_COUNT, len);
+	__sync_synchronize();
+	edu_write(edu, EDU_DMA_CMD, EDU_DMA_RUN | flags);
+	for (tries = 0; tries != 2000 && edu_busy(edu); tries++)
+		sleep_us(5000);
+	__sync_synchronize();
+	return edu_busy(edu) ? -1 : 0;
+}
+
+static int edu_read(struct edu *edu, uint64_t iova)
+{
+	return edu_dma(edu, iova, EDU_BUFFER, DMA_SIZE, 0);
+}
+
+static int edu_write_to(struct edu *edu, uint64_t iova)
+{
+	return edu_dma(edu, EDU_BUFFER, iova, DMA_SIZE, EDU_DMA_TO_MEMORY);
+}
+
+static int ioas_alloc(int iommufd, __u32 *ioas_id)
+{
+	struct iommu_ioas_alloc cmd = { .size = sizeof(cmd) };
+
+	if (ioctl(iommufd, IOMMU_IOAS_ALLOC, &cmd))
+		return -errno;
+	*ioas_id = cmd.out_ioas_id;
+	return 0;
+}
+
+static int ioas_map(int iommufd, __u32 ioas_id, void *mem, uint64_t iova)
+{
+	struct iommu_ioas_map cmd = {
+		.size = sizeof(cmd),
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE |
+			 IOMMU_IOAS_MAP_WRITEABLE,
+		.ioas_id = ioas_id,
+		.user_va = (uintptr_t)mem,
+		.length = PAGE,
+		.iova = iova,
+	};
+
+	return ioctl(iommufd, IOMMU_IOAS_MAP, &cmd) ? -errno : 0;
+}
+
+/* Where a page of the program is, which only root is told; 0 if it is not */
+static uint64_t phys_of(void *mem)
+{
+	uint64_t entry = 0;
+	int fd;
+
+	fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	if (fd == -1)
+		return 0;
+	if (pread(fd, &entry, 8, (uintptr_t)mem / PAGE * 8) != 8)
+		entry = 0;
+	close(fd);
+	return (entry & ((1ULL << 55) - 1)) * PAGE;
+}
+
+static int all_are(const void *mem, int byte)
+{
+	const uint8_t *p = mem;
+	int i;
+
+	for (i = 0; i != DMA_SIZE && p[i] == byte; i++)
+		;
+	return i == DMA_SIZE;
+}
+
+/* Bytes of a virtio-rng, or how it went: it is killed if it takes too long */
+static ssize_t rng_read(void)
+{
+	uint8_t bytes[16];
+	int fd, status;
+	ssize_t ret;
+	pid_t pid;
+
+	pid = fork();
+	if (!pid) {
+		fd = open("/dev/hwrng", O_RDONLY | O_CLOEXEC);
+		alarm(5);
+		ret = fd == -1 ? -1 : read(fd, bytes, sizeof(bytes));
+		_exit(ret < 0 ? 200 : ret);
+	}
+	if (pid == -1 || waitpid(pid, &status, 0) != pid)
+		return -1;
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 0;
+}
+
+/* A driver that maps and unmaps through the DMA API as fast as it can */
+static void *benchmark_thread(void *arg)
+{
+	struct map_benchmark bench = {
+		.threads = 2,
+		.seconds = *(int *)arg,
+		.node = -1,
+		.dma_bits = 32,
+		.granule = 1,
+	};
+	long ret = -1;
+	int fd;
+
+	fd = open("/sys/kernel/debug/dma_map_benchmark", O_RDWR | O_CLOEXEC);
+	if (fd != -1) {
+		ret = ioctl(fd, DMA_MAP_BENCHMARK, &bench) ? errno : 0;
+		close(fd);
+	}
+	return (void *)ret;
+}
+
+FIXTURE(edu)
+{
+	int iommufd;
+	__u32 ioas_id;
+	struct edu edu;
+	/* Two pages of the program, both pinned */
+	uint8_t *mem;
+};
+
+FIXTURE_SETUP(edu)
+{
+	self->edu.fd = -1;
+	self->iommufd = -1;
+	iommu_find();
+	if (!exists(PCI_DEVICES, EDU) || !exists(PCI_DEVICES, EDU_SHARED))
+		SKIP(return, "there are no edu devices");
+	ASSERT_EQ(0, everything_back());
+
+	self->iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	ASSERT_NE(-1, self->iommufd);
+	ASSERT_EQ(0, ioas_alloc(self->iommufd, &self->ioas_id));
+	self->mem = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	ASSERT_NE(MAP_FAILED, (void *)self->mem);
+	ASSERT_EQ(0, edu_open(&self->edu, EDU, self->iommufd));
+	ASSERT_EQ(0, edu_attach(&self->edu, self->ioas_id));
+}
+
+FIXTURE_TEARDOWN(edu)
+{
+	edu_close(&self->edu);
+	if (self->iommufd != -1)
+		close(self->iommufd);
+	EXPECT_EQ(0, everything_back());
+}
+
+/* The rig itself: DMA is translated, both that of a program and that of a driver */
+TEST_F_TIMEOUT(edu, translates, 300)
+{
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas_id, self->mem,
+			      0x10000));
+	memset(self->mem, 1, PAGE);
+	ASSERT_EQ(0, edu_read(&self->edu, 0x10000));
+	memset(self->mem, 2, PAGE);
+	ASSERT_EQ(0, edu_write_to(&self->edu, 0x10000));
+	EXPECT_TRUE(all_are(self->mem, 1));
+	EXPECT_LT(0, rng_read());
+	EXPECT_TRUE(exists(PCI_DEVICES, RNG "/iommu_group"));
+}
+
+/*
+ * One page is mapped where another one is in physical memory. So DMA to there tells
+ * who translates: the one page is written, or the other one, or none.
+ */
+TEST_F_TIMEOUT(edu, dma_goes_nowhere, 300)
+{
+	uint8_t *mapped = self->mem, *behind = self->mem + PAGE;
+	uint64_t addr;
+	int i;
+
+	if (!iommu_name[0])
+		SKIP(return, "this is no virtio-iommu");
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas_id, behind, 0x10000));
+	addr = phys_of(behind);
+	ASSERT_NE(0, addr);
+	ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas_id, mapped, addr));
+
+	memset(mapped, 1, PAGE);
+	memset(behind, 2, PAGE);
+	ASSERT_EQ(0, edu_read(&self->edu, addr));
+	memset(mapped, 3, PAGE);
+	ASSERT_EQ(0, edu_write_to(&self->edu, addr));
+	ASSERT_TRUE(all_are(mapped, 1));
+	ASSERT_TRUE(all_are(behind, 2));
+
+	/* The device has ones. They must not arrive, nor must it get twos. */
+	memset(mapped, 3, PAGE);
+	ASSERT_EQ(0, iommu_unbind());
+	for (i = 0; i != 2; i++) {
+		ASSERT_EQ(0, edu_write_to(&self->edu, addr));
+		EXPECT_TRUE(all_are(mapped, 3));
+		EXPECT_TRUE(all_are(behind, 2));
+	}
+	ASSERT_EQ(0, edu_read(&self->edu, addr));
+
+	/* Another one has the IOMMU after that. What the device has read shows now. */
+	ASSERT_EQ(0, iommu_bind());
+	ASSERT_EQ(0, edu_write_to(&self->edu, addr));
+	EXPECT_TRUE(all_are(mapped, 3));
+	EXPECT_TRUE(all_are(behind, 2));
+	edu_close(&self->edu);
+	ASSERT_EQ(0, device_bind(EDU, "vfio-pci"));
+	ASSERT_EQ(0, edu_open(&self->edu, EDU, self->iommufd));
+	ASSERT_EQ(0, edu_attach(&self->edu, self->ioas_id));
+	ASSERT_EQ(0, edu_write_to(&self->edu, addr));
+	EXPECT_FALSE(all_are(mapped, 2));
+	/* It does arrive here, or nothing of the above says anything */
+	EXPECT_FALSE(all_are(mapped, 3));
+	EXPECT_TRUE(all_are(behind, 2));
+}
+
+/* A virtio-rng is read, and somebody wants more when the IOMMU is gone */
+TEST_F_TIMEOUT(edu, dma_api_idle, 300)
+{
+	if (!iommu_name[0])
+		SKIP(return, "this is no virtio-iommu");
+	ASSERT_LT(0, rng_read());
+	ASSERT_EQ(0, iommu_unbind());
+	/* Half of the buffer was left */
+	rng_read();
+	rng_read();
+
+	/* The IOMMU is back, but not for the driver that has been there */
+	ASSERT_EQ(0, iommu_bind());
+	rng_read();
+	ASSERT_EQ(0, device_bind(RNG, "virtio-pci"));
+	ASSERT_EQ(0, device_bind(RNG_SHARED, "virtio-pci"));
+	EXPECT_LT(0, rng_read());
+}
+
+/* In the middle of calls of the DMA API */
+TEST_F_TIMEOUT(edu, dma_api_busy, 600)
+{
+	int i, seconds = 5;
+	pthread_t thread;
+	void *ret;
+
+	if (!iommu_name[0])
+		SKIP(return, "this is no virtio-iommu");
+	for (i = 0; i != 5; i++) {
+		edu_close(&self->edu);
+		ASSERT_EQ(0, device_bind(EDU, "dma_map_benchmark"));
+		ASSERT_EQ(0, pthread_create(&thread, NULL, benchmark_thread,
+					    &seconds));
+		sleep_us(1000000 + i * 1234);
+		ASSERT_EQ(0, iommu_unbind());
+		ASSERT_EQ(0, pthread_join(thread, &ret));
+		/* What it says when a map failed */
+		EXPECT_EQ(ENOMEM, (long)ret);
+		ASSERT_EQ(0, iommu_bind());
+
+		/* And it works again when it is bound again, not before */
+		seconds = 1;
+		ASSERT_EQ(0, pthread_create(&thread, NULL, benchmark_thread,
+					    &seconds));
+		ASSERT_EQ(0, pthread_join(thread, &ret));
+		EXPECT_EQ(ENOMEM, (long)ret);
+		ASSERT_EQ(0, device_bind(EDU, "dma_map_benchmark"));
+		ASSERT_EQ(0, pthread_create(&thread, NULL, benchmark_thread,
+					    &seconds));
+		ASSERT_EQ(0, pthread_join(thread, &ret));
+		EXPECT_EQ(0, (long)ret);
+		seconds = 5;
+	}
+}
+
+/* Two devices in a group: a driver has the one, or a program the other, not both */
+TEST_F_TIMEOUT(edu, group, 300)
+{
+	struct edu edu;
+
+	if (!iommu_name[0])
+		SKIP(return, "this is no virtio-iommu");
+	ASSERT_GT(0, edu_open(&edu, EDU_SHARED, self->iommufd));
+	ASSERT_EQ(0, iommu_unbind());
+	EXPECT_GT(0, edu_open(&edu, EDU_SHARED, self->iommufd));
+	ASSERT_EQ(0, iommu_bind());
+
+	/* The driver of the other one can map nothing, and gets nothing now */
+	ASSERT_EQ(0, device_bind(EDU_SHARED, "vfio-pci"));
+	ASSERT_EQ(0, edu_open(&edu, EDU_SHARED, self->iommufd));
+	EXPECT_EQ(-1, device_bind(RNG_SHARED, "virtio-pci"));
+	edu_close(&edu);
+	ASSERT_EQ(0, device_bind(RNG_SHARED, "virtio-pci"));
+	ASSERT_GT(0, edu_open(&edu, EDU_SHARED, self->iommufd));
+	write_file(PCI_DRIVERS, "virtio-pci/unbind", RNG_SHARED);
+	ASSERT_EQ(0, edu_open(&edu, EDU_SHARED, self->iommufd));
+	ASSERT_EQ(0, iommu_unbind());
+	/* This may work, or be put off until the IOMMU is back */
+	device_bind(RNG_SHARED, "virtio-pci");
+	edu_close(&edu);
+}
+
+/* A device whose DMA is not translated */
+TEST_F_TIMEOUT(edu, identity, 300)
+{
+	int ret;
+
+	if (!iommu_name[0])
+		SKIP(return, "this is no virtio-iommu");
+	write_file(PCI_DRIVERS, "virtio-pci/unbind", RNG_SHARED);
+	write_file(PCI_DRIVERS, "virtio-pci/unbind", RNG);
+	ret = write_file(PCI_DEVICES RNG, "/iommu_group/type", "identity");
+	if (ret)
+		SKIP(return, "the IOMMU has no identity domains");
+	ASSERT_EQ(0, device_bind(RNG, "virtio-pci"));
+	ASSERT_LT(0, rng_read());
+	ASSERT_EQ(0, iommu_unbind());
+	rng_read();
+	ASSERT_EQ(0, iommu_bind());
+	rng_read();
+	ASSERT_EQ(0, device_bind(RNG, "virtio-pci"));
+	EXPECT_LT(0, rng_read());
+}
+
+static void *replug_thread(void *arg)
+{
+	int i, *stop = arg;
+
+	for (i = 0; !__atomic_load_n(stop, __ATOMIC_RELAXED); i++) {
+		write_file(PCI_DEVICES, i % 2 ? RNG "/remove" :
+						RNG_SHARED "/remove", "1");
+		sleep_us(random() % 20000);
+		write_file("/sys/bus/pci/", "rescan", "1");
+	}
+	return NULL;
+}
+
+/* Devices come and go meanwhile */
+TEST_F_TIMEOUT(edu, hotplug, 900)
+{
+	int i, stop = 0;
+	pthread_t thread;
+
+	if (!iommu_name[0])
+		SKIP(return, "this is no virtio-iommu");
+	ASSERT_EQ(0, pthread_create(&thread, NULL, replug_thread, &stop));
+	for (i = 0; i != 20; i++) {
+		sleep_us(random() % 200000);
+		EXPECT_EQ(0, iommu_unbind());
+		sleep_us(random() % 100000);
+		EXPECT_EQ(0, iommu_bind());
+	}
+	__atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
+	ASSERT_EQ(0, pthread_join(thread, NULL));
+}
+
+static void *dma_thread(void *arg)
+{
+	struct edu *edu = arg;
+
+	/* Until it is done, wherever it arrives */
+	while (edu->regs)
+		edu_write_to(edu, 0x10000);
+	return NULL;
+}
+
+static void *rng_thread(void *arg)
+{
+	int *fd = arg;
+	char byte[64];
+
+	/* Until it is cancelled */
+	while (1)
+		if (read(*fd, byte, sizeof(byte)) < 0)
+			sleep_us(1000);
+	return NULL;
+}
+
+static void no_more(int signal)
+{
+}
+
+/*
+ * All at once, with random timing: IOMMU_PCI_ROUNDS in the environment is how
+ * often, IOMMU_PCI_SEED how.
+ */
+TEST_F_TIMEOUT(edu, traffic, 36000)
+{
+	const char *text = getenv("IOMMU_PCI_ROUNDS");
+	int i, fd, rounds = text ? atoi(text) : 10, seconds = 300;
+	struct sigaction action = { .sa_handler = no_more };
+	pthread_t dma, rng, bench;
+	unsigned int seed;
+
+	if (!iommu_name[0])
+		SKIP(return, "this is no virtio-iommu");
+	text = getenv("IOMMU_PCI_SEED");
+	seed = text ? strtoul(text, NULL, 0) : time(NULL);
+	TH_LOG("seed %u, %d rounds", seed, rounds);
+	srandom(seed);
+	sigaction(SIGUSR1, &action, NULL);
+	fd = open("/dev/hwrng", O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	ASSERT_NE(-1, fd);
+
+	memset(self->mem, 1, PAGE);
+	for (i = 0; i != rounds; i++) {
+		ASSERT_EQ(0, device_bind(EDU_SHARED, "dma_map_benchmark"));
+		ASSERT_EQ(0, pthread_create(&bench, NULL, benchmark_thread,
+					    &seconds));
+		ASSERT_EQ(0, pthread_create(&rng, NULL, rng_thread, &fd));
+		ASSERT_EQ(0, ioas_map(self->iommufd, self->ioas_id, self->mem,
+				      0x10000));
+		ASSERT_EQ(0, pthread_create(&dma, NULL, dma_thread,
+					    &self->edu));
+
+		sleep_us(random() % 100000);
+		ASSERT_EQ(0, iommu_unbind());
+		/* The last one may have arrived. The next ones do not. */
+		sleep_us(200000);
+		memset(self->mem, 2, PAGE);
+		sleep_us(random() % 300000);
+		EXPECT_TRUE(all_are(self->mem, 2));
+
+		ASSERT_EQ(0, pthread_cancel(dma));
+		ASSERT_EQ(0, pthread_cancel(rng));
+		ASSERT_EQ(0, pthread_join(dma, NULL));
+		ASSERT_EQ(0, pthread_join(rng, NULL));
+		/* Again, if it did not sleep yet */
+		while (pthread_tryjoin_np(bench, NULL)) {
+			pthread_kill(bench, SIGUSR1);
+			sleep_us(10000);
+		}
+		EXPECT_TRUE(all_are(self->mem, 2));
+
+		edu_close(&self->edu);
+		ASSERT_EQ(0, iommu_bind());
+		ASSERT_EQ(0, everything_back());
+		ASSERT_EQ(0, ioas_alloc(self->iommufd, &self->ioas_id));
+		ASSERT_EQ(0, edu_open(&self->edu, EDU, self->iommufd));
+		ASSERT_EQ(0, edu_attach(&self->edu, self->ioas_id));
+	}
+	close(fd);
+}
+
+TEST_HARNESS_MAIN
