@@ -24,14 +24,23 @@
 static int iommufd, device;
 static uint32_t dev_id, ioas_id, parent_id;
 
-static const char *error(void)
+static const char *name(int err)
 {
-	return strerrorname_np(errno) ?: "unknown error";
+	return strerrorname_np(err) ?: "unknown error";
 }
 
+static const char *error(void)
+{
+	return name(errno);
+}
+
+/* That is an answer, too */
 static void fail(const char *what)
 {
-	fprintf(stderr, "iommu_answers: %s: %s\n", what, error());
+	const char *why = error();
+
+	printf("%s\t%s\n", what, why);
+	fprintf(stderr, "iommu_answers: %s: %s\n", what, why);
 	exit(1);
 }
 
@@ -41,6 +50,7 @@ static void open_device(void)
 	char path[600];
 	struct dirent *entry, *vfio;
 	DIR *devices, *dir;
+	int err = ENOENT;
 
 	device = -1;
 	devices = opendir(DEVICES);
@@ -56,13 +66,15 @@ static void open_device(void)
 				continue;
 			snprintf(path, sizeof(path), "/dev/vfio/devices/%s", vfio->d_name);
 			device = open(path, O_RDWR);
+			err = errno;
 			break;
 		}
 		closedir(dir);
 	}
 	closedir(devices);
+	errno = err;
 	if (device == -1)
-		fail("no device in the hands of vfio-pci");
+		fail("device in the hands of vfio-pci");
 }
 
 static void setup(void)
@@ -151,7 +163,7 @@ static void ask_hwpt(const char *what, uint32_t flags, uint32_t fault_id, uint32
 	uint32_t unused;
 	int ret = alloc_hwpt(flags, fault_id, id ?: &unused);
 
-	printf("HWPT_ALLOC: %s\t%s\n", what, ret ? strerrorname_np(ret) : "yes");
+	printf("HWPT_ALLOC: %s\t%s\n", what, ret ? name(ret) : "yes");
 }
 
 static void ask_fault_queue(void)
@@ -167,7 +179,7 @@ static void ask_fault_queue(void)
 	}
 	ret = alloc_hwpt(IOMMU_HWPT_FAULT_ID_VALID, alloc.out_fault_id, &id);
 	if (ret) {
-		printf("fault queue\tHWPT_ALLOC: %s\n", strerrorname_np(ret));
+		printf("fault queue\tHWPT_ALLOC: %s\n", name(ret));
 		return;
 	}
 	attach.pt_id = id;
