@@ -664,6 +664,31 @@ static void test_lose_dma_owner(struct kunit *test)
 	iommu_device_unregister(&t->iommu);
 }
 
+/* The other driver would look for its own data in it */
+static void test_replace_foreign_domain(struct kunit *test)
+{
+	static const struct iommu_ops other_ops;
+	struct test_iommu *t = test->priv;
+	struct iommu_attach_handle handle = {};
+	struct iommu_domain domain = {
+		.type = IOMMU_DOMAIN_UNMANAGED,
+		.owner = &other_ops,
+		.ops = &test_domain_ops,
+	};
+	struct iommu_group *group = iommu_group_get(&t->pdev->dev);
+
+	KUNIT_ASSERT_NOT_NULL(test, group);
+	KUNIT_ASSERT_EQ(test, 0, iommu_group_claim_dma_owner(group, test));
+	KUNIT_EXPECT_EQ(test, -EINVAL,
+			iommu_replace_group_handle(group, &domain, &handle));
+	domain.owner = &test_ops;
+	KUNIT_EXPECT_EQ(test, 0,
+			iommu_replace_group_handle(group, &domain, &handle));
+	iommu_detach_group_handle(&domain, group);
+	iommu_group_release_dma_owner(group);
+	iommu_group_put(group);
+}
+
 /* What the firmware's description does when a driver is bound */
 static int test_probe_again(struct test_iommu *t, struct device *dev)
 {
@@ -1518,6 +1543,7 @@ static struct kunit_case iommu_device_test_cases[] = {
 	KUNIT_CASE(test_sysfs_add_fails),
 	KUNIT_CASE(test_unregister_unregistered),
 	KUNIT_CASE(test_lose_dma_owner),
+	KUNIT_CASE(test_replace_foreign_domain),
 	KUNIT_CASE(test_lose_group_owner),
 	KUNIT_CASE(test_revoke_newest_first),
 	KUNIT_CASE(test_movable),
