@@ -71,7 +71,7 @@ int iommufd_viommu_get_vdev_id(struct iommufd_viommu *viommu,
 	unsigned long flags;
 	int rc = -ENOENT;
 
-	/* Others than @viommu come and go without this lock, but do not matter */
+	/* Other vIOMMUs are set without this lock, but do not matter here */
 	spin_lock_irqsave(&viommu->virt_id_lock, flags);
 	if (READ_ONCE(param->viommu) == viommu) {
 		*vdev_id = param->virt_id;
@@ -97,7 +97,7 @@ static struct iommufd_vevent *iommufd_vevent_alloc(struct iommufd_veventq *veven
 		list_del(&vevent->node);
 		veventq->num_spare--;
 	} else {
-		/* There is nothing to wait for here, and nobody to tell */
+		/* Under a spinlock. If this fails the event counts as lost. */
 		old_memcg = set_active_memcg(veventq->memcg);
 		vevent = kmalloc(struct_size(vevent, data, data_len),
 				 GFP_NOWAIT | __GFP_ACCOUNT | __GFP_NOWARN);
@@ -164,7 +164,7 @@ int iommufd_viommu_report_event(struct iommufd_viommu *viommu,
 	if (WARN_ON_ONCE(!data_len || !event_data))
 		return -EINVAL;
 
-	/* What is found under the lock is there until it is dropped */
+	/* The lock keeps the vEVENTQ that is found from going away */
 	spin_lock_irqsave(&viommu->veventqs_lock, flags);
 	veventq = iommufd_viommu_find_veventq(viommu, type);
 	if (!veventq) {
@@ -186,7 +186,7 @@ int iommufd_viommu_report_event(struct iommufd_viommu *viommu,
 	}
 	veventq->lost = !vevent;
 	veventq->sequence = (veventq->sequence + 1) & INT_MAX;
-	/* A thread that begins to wait takes the lock later, and looks */
+	/* A later waiter takes the lock, so it sees the event */
 	wake = waitqueue_active(&veventq->wait_queue);
 	spin_unlock(&veventq->lock);
 
@@ -217,13 +217,13 @@ int __iommufd_hw_queue_depend(struct iommufd_hw_queue *dependent,
 	else if (obj->revoked)
 		rc = -ENODEV;
 	else if (WARN_ON_ONCE(!iommufd_lock_obj(obj)))
-		/* It leaves the xarray when its users count goes to 0 */
+		/* The users count is not 0 while the xarray has the object */
 		rc = -ENOENT;
 	xa_unlock(objects);
 	if (rc)
 		return rc;
 	dependent->depended = depended;
-	/* It is not revoked before this can be, which then is revoked first */
+	/* Holds off @depended's revocation until @dependent is a holder */
 	dependent->depended_locked = true;
 	return 0;
 }
@@ -259,9 +259,9 @@ EXPORT_SYMBOL_NS_GPL(iommufd_mmap_release, IOMMUFD_INTERNAL);
  * @length: length of the region in bytes, a multiple of PAGE_SIZE
  * @offset: Output the offset for mmap(), not 0, unless this fails
  *
- * The driver gives the offset and the length to user space, which can then mmap() the
- * region of the iommufd, as a whole, from the time on at which it has the vIOMMU. As
- * long as it is mapped, user space cannot destroy @viommu.
+ * The driver gives the offset and the length to user space. Once user space has
+ * the vIOMMU, it can mmap() the region of the iommufd, as a whole only. While
+ * that is mapped, user space cannot destroy @viommu.
  *
  * Context: May sleep. For &iommu_ops.viommu_init and the callbacks in
  * &struct iommufd_viommu_ops.
@@ -294,7 +294,7 @@ int iommufd_viommu_alloc_mmap(struct iommufd_viommu *viommu,
 	immap->pfn = PHYS_PFN(mmio_addr);
 
 	mutex_lock(&ictx->mmaps_lock);
-	/* One after the other, so that none is given again soon */
+	/* Give out offsets in turn, so that none is reused soon */
 	for (start = ictx->mmaps_next;; start = node->last + 1) {
 		if (npages > end || start > end - npages) {
 			if (wrapped || npages > end)
@@ -359,7 +359,7 @@ void iommufd_viommu_destroy_mmap(struct iommufd_viommu *viommu,
 					      &immap->owner->users));
 	mutex_unlock(&immap->lock);
 
-	/* A vma that this unmaps has the file, and so the mapping */
+	/* A vma keeps the file open, and with it the mapping */
 	if (mapped)
 		unmap_mapping_range(&ictx->mapping, offset,
 				    (loff_t)(node->last - node->start + 1)

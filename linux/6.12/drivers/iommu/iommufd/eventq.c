@@ -22,7 +22,7 @@
 /* Far above what a VMM needs for any queue of a physical IOMMU */
 #define IOMMU_VEVENTQ_DEPTH_MAX BIT(19)
 
-/* Their memory is kept, so that a queue that is read soon costs no allocations */
+/* Read events kept for reuse: a queue that is read in time allocates none */
 #define IOMMU_VEVENTQ_SPARE_MAX 64
 
 static int iommufd_veventq_cmp(struct rb_node *a, const struct rb_node *b)
@@ -33,7 +33,7 @@ static int iommufd_veventq_cmp(struct rb_node *a, const struct rb_node *b)
 	return this < other ? -1 : this > other;
 }
 
-/* From here on it gets events, unless this fails: a vIOMMU has one of a type */
+/* Start the events. Fails if the vIOMMU has a vEVENTQ of this type already. */
 static bool iommufd_veventq_publish(struct iommufd_veventq *veventq)
 {
 	struct iommufd_viommu *viommu = veventq->viommu;
@@ -66,7 +66,7 @@ static void iommufd_veventq_release(struct iommufd_veventq *veventq)
 	spin_lock_irq(&veventq->lock);
 	veventq->hangup = true;
 	spin_unlock_irq(&veventq->lock);
-	/* All of them, there will not be another occasion */
+	/* Wake all waiters: there will be no other wakeup */
 	wake_up_all(&veventq->wait_queue);
 
 	iommu_device_put_holder(&veventq->holder);
@@ -97,7 +97,7 @@ static void iommufd_veventq_free_events(struct iommufd_veventq *veventq)
 		kfree(cur);
 }
 
-/* Nobody has the file any more, or never had */
+/* The file is closed, or was never handed out */
 void iommufd_veventq_destroy(struct iommufd_object *obj)
 {
 	struct iommufd_veventq *veventq =
@@ -111,9 +111,9 @@ void iommufd_veventq_destroy(struct iommufd_object *obj)
 }
 
 /*
- * The first event, or ERR_PTR(-EINVAL) if it does not fit into @count bytes. NULL if
- * there is none, or ERR_PTR(-ENODEV) if there will be none. That events were lost is
- * one without data, which is made in @lost. The one before, *@read, is done with.
+ * The first event, NULL if there is none, ERR_PTR(-ENODEV) if there will be no
+ * more, or ERR_PTR(-EINVAL) if it needs more than @count bytes. Lost events are
+ * reported in @lost, an event without data. *@read, the last one, is recycled.
  */
 static struct iommufd_vevent *
 iommufd_veventq_fetch(struct iommufd_veventq *veventq, size_t count,
@@ -173,14 +173,14 @@ static void iommufd_veventq_restore(struct iommufd_veventq *veventq,
 			if (((next->header.sequence - cur->header.sequence) &
 			     INT_MAX) <= INT_MAX / 2)
 				break;
-		/* There may be one more than the depth for it */
+		/* This may exceed the depth by one event */
 		list_add_tail(&cur->node, &next->node);
 		veventq->num_events++;
 	} else if (((veventq->sequence - 1) & INT_MAX) ==
 		   lost->header.sequence) {
 		veventq->lost = true;
 	}
-	/* If there was an event since, the numbers tell */
+	/* Otherwise a later event tells by its number that some were lost */
 	spin_unlock_irq(&veventq->lock);
 
 	wake_up_interruptible_poll(&veventq->wait_queue,

@@ -32,7 +32,7 @@ static void iommufd_viommu_release(struct iommufd_viommu *viommu)
 	iommufd_viommu_undo_init(viommu);
 	/* The driver, its ops included, may be gone from here on */
 	iommu_device_put_holder(&viommu->holder);
-	/* Not before the parent's holder does not have this one on it any more */
+	/* Last, since the parent's holder must outlive this one's */
 	refcount_dec(&viommu->hwpt->common.obj.users);
 }
 
@@ -69,7 +69,7 @@ void iommufd_viommu_destroy(struct iommufd_object *obj)
 
 	if (iommu_device_claim_holder(&viommu->holder))
 		iommufd_viommu_release(viommu);
-	/* There can be nodes of a reservation that failed */
+	/* A reservation that failed can have left nodes */
 	if (!xa_empty(&viommu->vdevs))
 		xa_destroy(&viommu->vdevs);
 }
@@ -240,7 +240,7 @@ out_free_data:
  *  - user space, by taking the ID out of the xarray first. The unbind waits for it
  *    in iommufd_device_remove_vdevice(), the revocation as for every holder;
  *  - the unbind, if the object is not being destroyed. It leaves nothing behind but
- *    the reservation of the ID, and waits for nobody who would be waiting for it;
+ *    the reservation of the ID, and never waits for a path that waits for it;
  *  - the revocation, if neither of them was there. It leaves an object that answers
  *    ENODEV, for user space to destroy.
  *
@@ -272,7 +272,7 @@ static void iommufd_vdevice_publish(struct iommufd_vdevice *vdev)
 	spin_unlock_irq(&viommu->virt_id_lock);
 }
 
-/* The ID stays taken: what somebody has got by it must not be about another device */
+/* The ID stays reserved: a caller that looked it up means this device */
 static void iommufd_vdevice_unpublish(struct iommufd_vdevice *vdev)
 {
 	struct iommufd_viommu *viommu = vdev->viommu;
@@ -296,7 +296,7 @@ static void iommufd_vdevice_undo_init(struct iommufd_vdevice *vdev)
 	refcount_dec(&vdev->viommu->obj.users);
 }
 
-/* For the path that has taken it */
+/* For the path that iommufd_vdevice_take() gave it to */
 static void iommufd_vdevice_release(struct iommufd_vdevice *vdev)
 {
 	struct iommufd_device *idev = vdev->idev;
@@ -305,7 +305,7 @@ static void iommufd_vdevice_release(struct iommufd_vdevice *vdev)
 	iommufd_vdevice_undo_init(vdev);
 	iommu_device_put_holder(&vdev->holder);
 
-	/* As soon as they are told, others free the device and the vDEVICE */
+	/* When they see these, others may free the device and the vDEVICE */
 	xa_lock(&ictx->objects);
 	/* Pairs with iommufd_device_remove_vdevice() */
 	smp_store_release(&idev->vdev, NULL);
@@ -346,7 +346,7 @@ static const struct iommu_device_holder_ops iommufd_vdevice_holder_ops = {
 	.revoke = iommufd_vdevice_revoke,
 };
 
-/* Also for one that is not published yet, which its device may be unbound under */
+/* Also for one that is not published yet. Its device may be unbound by now. */
 void iommufd_vdevice_destroy(struct iommufd_object *obj)
 {
 	struct iommufd_vdevice *vdev =
@@ -361,7 +361,7 @@ void iommufd_vdevice_destroy(struct iommufd_object *obj)
 		iommufd_vdevice_wait_released(vdev);
 		return;
 	}
-	/* If the revocation has not been here, it stays away */
+	/* If this claims it, the revocation did not run and will not */
 	if (iommu_device_claim_holder(&vdev->holder))
 		iommufd_vdevice_release(vdev);
 }
@@ -397,7 +397,7 @@ static void iommufd_device_remove_vdevice(struct iommufd_device *idev)
 		return;
 	}
 
-	/* It can have been looked up by one who expects something else */
+	/* A look-up for any type may hold it for a moment: wait for that */
 	if (published)
 		iommufd_object_drain(ictx, &vdev->obj);
 	iommu_device_claim_holder(&vdev->holder);
@@ -640,7 +640,7 @@ iommufd_hw_queue_alloc(struct iommufd_viommu *viommu, size_t size,
 				       &iommufd_hw_queue_holder_ops);
 	if (rc)
 		goto out_destroy;
-	/* and goes before the queue that it depends on */
+	/* Holders go newest first: no need to hold off @depended any more */
 	if (hw_queue->depended) {
 		hw_queue->depended_locked = false;
 		iommufd_object_pause(viommu->ictx, &hw_queue->depended->obj);
