@@ -28,6 +28,7 @@ struct test_iommu {
 	/* What the driver does when it is asked about a device */
 	bool one_group;
 	int (*probe)(struct test_iommu *t, struct device *dev);
+	bool unplugging;
 	unsigned int finalized;
 	/* What the driver has been told about PASIDs and their domains */
 	unsigned int pasids;
@@ -522,6 +523,7 @@ static int unplug_thread(void *arg)
 {
 	struct test_iommu *t = arg;
 
+	WRITE_ONCE(t->unplugging, true);
 	test_unplug(t);
 	complete(&t->begun);
 	return 0;
@@ -533,8 +535,11 @@ static int unplug_thread(void *arg)
  */
 static int test_probe_and_unplug(struct test_iommu *t, struct device *dev)
 {
-	if (!t->thread && dev != &t->pdev->dev)
+	if (!t->thread && dev != &t->pdev->dev) {
 		t->thread = kthread_run(unplug_thread, t, "unplug");
+		while (!IS_ERR(t->thread) && !READ_ONCE(t->unplugging))
+			msleep(1);
+	}
 	msleep(50);
 	return 0;
 }

@@ -587,6 +587,41 @@ static void test_bind_without(struct kunit *test)
 	iommu_device_unuse_default_domain(t->dev);
 }
 
+/* An IOMMU comes under a driver whose addresses are physical ones */
+static void test_come_late(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct iommu_group *group;
+	dma_addr_t addr;
+	void *buf;
+	int calls;
+
+	buf = kunit_kzalloc(test, PAGE_SIZE, GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, buf);
+	iommu_device_unregister(&t->iommu);
+	iommu_device_unuse_default_domain(t->dev);
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_use_default_domain(t->dev));
+	addr = dma_map_single(t->dev, buf, PAGE_SIZE, DMA_TO_DEVICE);
+	KUNIT_ASSERT_FALSE(test, dma_mapping_error(t->dev, addr));
+
+	test_register(test);
+	KUNIT_ASSERT_EQ(test, 0, test_probe(t, t->dev));
+	group = iommu_group_get(t->dev);
+	KUNIT_ASSERT_NOT_NULL(test, group);
+	KUNIT_EXPECT_TRUE(test, iommu_group_dma_owner_claimed(group));
+	calls = atomic_read(&t->calls);
+	KUNIT_EXPECT_TRUE(test, test_maps(t, t->dev));
+	dma_unmap_single(t->dev, addr, PAGE_SIZE, DMA_TO_DEVICE);
+	KUNIT_EXPECT_EQ(test, calls, atomic_read(&t->calls));
+
+	iommu_device_unuse_default_domain(t->dev);
+	KUNIT_EXPECT_FALSE(test, iommu_group_dma_owner_claimed(group));
+	iommu_group_put(group);
+	KUNIT_EXPECT_EQ(test, 0, iommu_device_use_default_domain(t->dev));
+	KUNIT_EXPECT_TRUE(test, test_maps(t, t->dev));
+	KUNIT_EXPECT_NE(test, calls, atomic_read(&t->calls));
+}
+
 /* A device is unplugged, and somebody who had it open frees what he mapped */
 static void test_unplug(struct kunit *test)
 {
@@ -712,6 +747,7 @@ static struct kunit_case iommu_dma_test_cases[] = {
 	KUNIT_CASE(test_lose_under_load),
 	KUNIT_CASE(test_come_back),
 	KUNIT_CASE(test_bind_without),
+	KUNIT_CASE(test_come_late),
 	KUNIT_CASE(test_unplug),
 	KUNIT_CASE(test_group),
 	KUNIT_CASE(test_come_back_to_owner),

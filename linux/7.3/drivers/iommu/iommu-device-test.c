@@ -30,6 +30,7 @@ struct test_iommu {
 	/* In whose group the device is */
 	struct device *group_of;
 	int (*probe)(struct test_iommu *t, struct device *dev);
+	bool unplugging;
 	unsigned int finalized;
 	/* Stop when a device is released, until it is told to go on */
 	bool release_slowly;
@@ -446,6 +447,7 @@ static int unplug_thread(void *arg)
 {
 	struct test_iommu *t = arg;
 
+	WRITE_ONCE(t->unplugging, true);
 	test_unplug(t);
 	complete(&t->begun);
 	return 0;
@@ -457,8 +459,11 @@ static int unplug_thread(void *arg)
  */
 static int test_probe_and_unplug(struct test_iommu *t, struct device *dev)
 {
-	if (!t->thread && dev != &t->pdev->dev)
+	if (!t->thread && dev != &t->pdev->dev) {
 		t->thread = kthread_run(unplug_thread, t, "unplug");
+		while (!IS_ERR(t->thread) && !READ_ONCE(t->unplugging))
+			msleep(1);
+	}
 	msleep(50);
 	return 0;
 }

@@ -2229,6 +2229,7 @@ TEST_F_TIMEOUT(iommufd_smmuv3_nested, L3_unbind_in_use, 300)
 {
 	struct invalidator inv[2];
 	struct edu *edu = &self->edu;
+	struct event event;
 	int i;
 
 	if (!smmu_can_be_unbound())
@@ -2249,7 +2250,14 @@ TEST_F_TIMEOUT(iommufd_smmuv3_nested, L3_unbind_in_use, 300)
 	/* Each 4 bytes of it are an event */
 	edu_dma_start(edu, EDU_BUFFER, guest_iova(12), PAGE_SIZE,
 		      EDU_DMA_TO_MEMORY);
+	ASSERT_EQ(sizeof(event), event_read(self->veventq_fd, &event, 30000));
 	smmu_unbind(_metadata, self->smmu);
+	/* Somebody finds it lost before they are told to stop */
+	while (!__atomic_load_n(&inv[0].lost, __ATOMIC_RELAXED) &&
+	       !__atomic_load_n(&inv[1].lost, __ATOMIC_RELAXED) &&
+	       !__atomic_load_n(&inv[0].bad, __ATOMIC_RELAXED) &&
+	       !__atomic_load_n(&inv[1].bad, __ATOMIC_RELAXED))
+		sleep_ms(1);
 	for (i = 0; i != ARRAY_SIZE(inv); i++) {
 		__atomic_store_n(&inv[i].stop, true, __ATOMIC_RELAXED);
 		ASSERT_EQ(0, pthread_join(inv[i].thread, NULL));
