@@ -538,7 +538,7 @@ static int test_probe_and_unplug(struct test_iommu *t, struct device *dev)
 	if (!t->thread && dev != &t->pdev->dev) {
 		t->thread = kthread_run(unplug_thread, t, "unplug");
 		while (!IS_ERR(t->thread) && !READ_ONCE(t->unplugging))
-			msleep(1);
+			msleep(20);
 	}
 	msleep(50);
 	return 0;
