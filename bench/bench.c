@@ -14,9 +14,9 @@
  * On x86-64 the devices are those of the mock driver. On arm64 there is one, behind an
  * SMMUv3, and what the mock driver alone can do is left out.
  *
- * It knows the user interface of mainline Linux and of its mock driver. The one row
- * that needs a command that only this series' mock driver has is n/a elsewhere, as is
- * all that a kernel does not know.
+ * It knows the user interface of mainline Linux and of its mock driver. What needs a
+ * command that only the mock driver of the series has, to unregister an IOMMU, is n/a
+ * elsewhere, as is all that a kernel does not know.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -49,6 +49,9 @@
 #define TRACED 2
 #define MANY 10000
 #define MANY_DEVICES 1000
+/* Of which there is one a device, or one a vIOMMU */
+#define MANY_SINGLE 4000
+#define EVENTS 1000
 
 struct row {
 	const char *key;
@@ -63,6 +66,7 @@ struct row {
 
 enum {
 	FLOOR,
+	LOOK_UP,
 	VIOMMU_ALLOC,
 	VIOMMU_DESTROY,
 	VDEVICE_ALLOC,
@@ -72,6 +76,7 @@ enum {
 	INVALIDATE_1,
 	INVALIDATE_256,
 	INVALIDATE_4096,
+	INVALIDATE_TWO,
 	INVALIDATE_DEVICE,
 	ATTACH_1,
 	ATTACH_1000,
@@ -81,12 +86,19 @@ enum {
 	VIOMMU_AT_1,
 	VIOMMU_AT_10000,
 	VIOMMU_BYTES,
+	VDEVICE_BYTES,
+	NESTED_BYTES,
+	VEVENTQ_BYTES,
+	HW_QUEUE_BYTES,
+	EVENT_BYTES,
 	UNREGISTER_100,
 	UNREGISTER_10000,
+	UNREGISTER_FULL,
 };
 
 static struct row rows[] = {
 	[FLOOR] = { "floor", "unknown ioctl number (floor)", 1 },
+	[LOOK_UP] = { "look-up", "object look-up (IOMMU_OPTION of an IOAS)", 1 },
 	[VIOMMU_ALLOC] = { "viommu-alloc", "vIOMMU allocate", 1 },
 	[VIOMMU_DESTROY] = { "viommu-destroy", "vIOMMU destroy", 1 },
 	[VDEVICE_ALLOC] = { "vdevice-alloc", "vDEVICE allocate", 1 },
@@ -98,6 +110,9 @@ static struct row rows[] = {
 		"invalidate-256", "invalidate, per entry of 256", 256 },
 	[INVALIDATE_4096] = {
 		"invalidate-4096", "invalidate, per entry of 4096", 4096 },
+	[INVALIDATE_TWO] = {
+		"invalidate-two",
+		"invalidate, per entry of 256, two devices in turn", 256 },
 	[INVALIDATE_DEVICE] = {
 		"invalidate-device", "invalidate, per CFGI_CD of 256", 256 },
 	[ATTACH_1] = { "attach-1", "attach to nested HWPT beside 1 vDEVICE", 1 },
@@ -111,10 +126,23 @@ static struct row rows[] = {
 	[VIOMMU_AT_10000] = {
 		"viommu-10000", "vIOMMU allocate + destroy beside 10000", 1 },
 	[VIOMMU_BYTES] = { "viommu-bytes", "bytes of slab a vIOMMU", MANY },
+	[VDEVICE_BYTES] = {
+		"vdevice-bytes", "bytes of slab a vDEVICE", MANY_SINGLE },
+	[NESTED_BYTES] = {
+		"nested-bytes", "bytes of slab a nested HWPT", MANY },
+	[VEVENTQ_BYTES] = {
+		"veventq-bytes", "bytes of slab a vEVENTQ and its file", MANY_SINGLE },
+	[HW_QUEUE_BYTES] = {
+		"hw-queue-bytes", "bytes of slab a hardware queue", MANY_SINGLE },
+	[EVENT_BYTES] = {
+		"event-bytes", "bytes of slab an unread event of 1000", EVENTS },
 	[UNREGISTER_100] = {
 		"unregister-100", "unregister, per vIOMMU of 100", 100 },
 	[UNREGISTER_10000] = {
 		"unregister-10000", "unregister, per vIOMMU of 10000", MANY },
+	[UNREGISTER_FULL] = {
+		"unregister-full",
+		"unregister, per vIOMMU, vDEVICE, nested HWPT, queue", 100 },
 };
 
 static struct row *traced;
@@ -458,6 +486,22 @@ static void vm_open(struct vm *vm)
 	vm_open_parent(vm);
 }
 
+/* One more device, which is the VM's from here on */
+static void vm_add_behind(struct vm *vm, uint32_t iommu_id)
+{
+	struct iommu_test_cmd cmd = {
+		.size = sizeof(cmd),
+		.op = IOMMU_TEST_OP_MOCK_DOMAIN_IOMMU,
+		.id = vm->ioas_id,
+		.mock_domain_iommu.iommu_id = iommu_id,
+	};
+
+	if (ioctl(vm->fd, IOMMU_TEST_CMD, &cmd))
+		die("a device behind an IOMMU of its own");
+	vm->dev = cmd.mock_domain_iommu.out_stdev_id;
+	vm->dev_id = cmd.mock_domain_iommu.out_idev_id;
+}
+
 /* A VM behind an IOMMU of its own; false if the mock driver has no such thing */
 static bool vm_open_behind(struct vm *vm, uint32_t *iommu_id)
 {
@@ -474,15 +518,7 @@ static bool vm_open_behind(struct vm *vm, uint32_t *iommu_id)
 		return false;
 	}
 	*iommu_id = cmd.iommu_register.out_iommu_id;
-	memset(&cmd, 0, sizeof(cmd));
-	cmd.size = sizeof(cmd);
-	cmd.op = IOMMU_TEST_OP_MOCK_DOMAIN_IOMMU;
-	cmd.id = vm->ioas_id;
-	cmd.mock_domain_iommu.iommu_id = *iommu_id;
-	if (ioctl(vm->fd, IOMMU_TEST_CMD, &cmd))
-		die("a device behind an IOMMU of its own");
-	vm->dev = cmd.mock_domain_iommu.out_stdev_id;
-	vm->dev_id = cmd.mock_domain_iommu.out_idev_id;
+	vm_add_behind(vm, *iommu_id);
 	vm_open_parent(vm);
 	return true;
 }
@@ -522,6 +558,28 @@ static void bench_floor(void)
 		if (!timed_ioctl(row, vm.fd, _IO(IOMMUFD_TYPE, 0xff), NULL) ||
 		    errno != ENOTTY)
 			die("an unknown ioctl");
+		sample_end(row);
+	}
+	vm_close(&vm);
+}
+
+static void bench_look_up(void)
+{
+	struct iommu_option cmd = {
+		.size = sizeof(cmd),
+		.option_id = IOMMU_OPTION_HUGE_PAGES,
+		.op = IOMMU_OPTION_OP_GET,
+	};
+	struct vm vm;
+	unsigned int i;
+	struct row *row;
+
+	vm_open(&vm);
+	cmd.object_id = vm.ioas_id;
+	for (i = 0; i != WARM_UP + SAMPLES; i++) {
+		row = after_warm_up(LOOK_UP, i);
+		if (timed_ioctl(row, vm.fd, IOMMU_OPTION, &cmd))
+			die("IOMMU_OPTION");
 		sample_end(row);
 	}
 	vm_close(&vm);
@@ -628,22 +686,39 @@ static struct entry_data *make_entries(uint32_t num, uint32_t virt_id)
 	return entries;
 }
 
+/* Adds devices with a vDEVICE each till there are so many; the last is the VM's */
+static void more_vdevices(struct vm *vm, uint32_t *have, uint32_t want)
+{
+	uint32_t id;
+
+	while (*have != want) {
+		if (*have && device_open(vm->fd, vm->ioas_id, &vm->dev,
+					 &vm->dev_id))
+			die("mock device %u", *have);
+		++*have;
+		if (vdevice_alloc(NULL, vm->fd, vm->viommu_id, vm->dev_id,
+				  *have, &id))
+			die("vDEVICE %u", *have);
+	}
+}
+
 static void bench_invalidate(int which)
 {
 	struct entry_data *entries;
 	uint32_t num = rows[which].per;
 	unsigned int i;
+	uint32_t have = 0;
 	struct row *row;
 	struct vm vm;
-	uint32_t id;
 
 	if (!vm_open_viommu(&vm)) {
 		mark_na(which);
 		return;
 	}
-	if (vdevice_alloc(NULL, vm.fd, vm.viommu_id, vm.dev_id, 1, &id))
-		die("IOMMU_VDEVICE_ALLOC");
+	more_vdevices(&vm, &have, which == INVALIDATE_TWO ? 2 : 1);
 	entries = make_entries(num, 1);
+	for (i = 1; which == INVALIDATE_TWO && i < num; i += 2)
+		fill_entry(&entries[i], 2, i);
 	for (i = 0; which == INVALIDATE_DEVICE && i != num; i++)
 		fill_entry_device(&entries[i], 1, CMD_CFGI_CD);
 	for (i = 0; i != WARM_UP + SAMPLES; i++) {
@@ -677,18 +752,29 @@ static void bench_events(struct vm *vm, struct row *report,
 	sample_end(reading);
 }
 
-static int veventq_alloc(struct vm *vm)
+static int veventq_alloc(struct vm *vm, uint32_t viommu_id, uint32_t depth)
 {
 	struct iommu_veventq_alloc cmd = {
 		.size = sizeof(cmd),
-		.viommu_id = vm->viommu_id,
+		.viommu_id = viommu_id,
 		.type = IOMMU_VEVENTQ_TYPE_SELFTEST,
-		.veventq_depth = 64,
+		.veventq_depth = depth,
 	};
 
 	if (ioctl(vm->fd, IOMMU_VEVENTQ_ALLOC, &cmd))
 		return -1;
 	return cmd.out_veventq_fd;
+}
+
+/* The mock driver's device knows its vIOMMU by what it is attached to */
+static void attach_for_events(struct vm *vm)
+{
+	uint32_t id;
+
+	if (vdevice_alloc(NULL, vm->fd, vm->viommu_id, vm->dev_id, 1, &id) ||
+	    hwpt_alloc(NULL, vm->fd, vm->dev_id, vm->viommu_id, 0, &id) ||
+	    attach(NULL, vm->fd, vm->dev, id))
+		die("attaching to a nested HWPT");
 }
 
 static void bench_event(void)
@@ -697,14 +783,13 @@ static void bench_event(void)
 	struct vm vm;
 	unsigned int i;
 	int events;
-	uint32_t id;
 
 	if (!vm_open_viommu(&vm)) {
 		mark_na(EVENT_REPORT);
 		mark_na(EVENT_READ);
 		return;
 	}
-	events = veventq_alloc(&vm);
+	events = veventq_alloc(&vm, vm.viommu_id, 64);
 	if (events == -1) {
 		if (!is_missing())
 			die("IOMMU_VEVENTQ_ALLOC");
@@ -713,12 +798,7 @@ static void bench_event(void)
 		vm_close(&vm);
 		return;
 	}
-	if (vdevice_alloc(NULL, vm.fd, vm.viommu_id, vm.dev_id, 1, &id))
-		die("IOMMU_VDEVICE_ALLOC");
-	/* The mock driver's device knows its vIOMMU by what it is attached to */
-	if (hwpt_alloc(NULL, vm.fd, vm.dev_id, vm.viommu_id, 0, &id) ||
-	    attach(NULL, vm.fd, vm.dev, id))
-		die("attaching to a nested HWPT");
+	attach_for_events(&vm);
 	for (i = 0; i != WARM_UP / 16 + SAMPLES; i++) {
 		report = i < WARM_UP / 16 ? NULL : &rows[EVENT_REPORT];
 		reading = report ? &rows[EVENT_READ] : NULL;
@@ -728,7 +808,8 @@ static void bench_event(void)
 	vm_close(&vm);
 }
 
-static void bench_hw_queue(void)
+/* Memory for hardware queues, at MOCK_APERTURE_START */
+static void map_queue(struct vm *vm)
 {
 	struct iommu_ioas_map map = {
 		.size = sizeof(map),
@@ -736,7 +817,16 @@ static void bench_hw_queue(void)
 			 IOMMU_IOAS_MAP_WRITEABLE,
 		.length = PAGE,
 		.iova = MOCK_APERTURE_START,
+		.ioas_id = vm->ioas_id,
+		.user_va = (uintptr_t)take_memory(PAGE),
 	};
+
+	if (ioctl(vm->fd, IOMMU_IOAS_MAP, &map))
+		die("IOMMU_IOAS_MAP");
+}
+
+static void bench_hw_queue(void)
+{
 	unsigned int i;
 	struct row *row;
 	struct vm vm;
@@ -746,14 +836,11 @@ static void bench_hw_queue(void)
 		mark_na(HW_QUEUE);
 		return;
 	}
-	map.ioas_id = vm.ioas_id;
-	map.user_va = (uintptr_t)take_memory(PAGE);
-	if (ioctl(vm.fd, IOMMU_IOAS_MAP, &map))
-		die("IOMMU_IOAS_MAP");
+	map_queue(&vm);
 	for (i = 0; i != WARM_UP + SAMPLES; i++) {
 		row = after_warm_up(HW_QUEUE, i);
-		if (hw_queue_alloc(row, vm.fd, vm.viommu_id, map.iova, PAGE,
-				   &id)) {
+		if (hw_queue_alloc(row, vm.fd, vm.viommu_id,
+				   MOCK_APERTURE_START, PAGE, &id)) {
 			if (!is_missing())
 				die("IOMMU_HW_QUEUE_ALLOC");
 			mark_na(HW_QUEUE);
@@ -792,6 +879,157 @@ static uint64_t slab_bytes(void)
 	return sum;
 }
 
+/*
+ * What objects take: those that make() makes, from the first to the last. The first
+ * half of them uses up what is free in slabs that count as in use.
+ */
+static void bench_bytes(int which, struct vm *vm,
+			int (*make)(struct vm *vm, unsigned int i))
+{
+	struct row *row = &rows[which];
+	uint64_t before = 0;
+	unsigned int i;
+
+	for (i = 0; i != row->per; i++) {
+		if (i == row->per / 2)
+			before = slab_bytes();
+		if (make(vm, i)) {
+			if (!is_missing())
+				die("%s, number %u", row->title, i);
+			mark_na(which);
+			return;
+		}
+	}
+	sample_add(row, 2 * (slab_bytes() - before));
+}
+
+static uint32_t many_ids[MANY_SINGLE];
+
+static int make_vdevice(struct vm *vm, unsigned int i)
+{
+	uint32_t id;
+
+	return vdevice_alloc(NULL, vm->fd, vm->viommu_id, many_ids[i], 1 + i,
+			     &id);
+}
+
+static int make_nested(struct vm *vm, unsigned int i)
+{
+	uint32_t id;
+
+	(void)i;
+	return hwpt_alloc(NULL, vm->fd, vm->dev_id, vm->viommu_id, 0, &id);
+}
+
+static int make_veventq(struct vm *vm, unsigned int i)
+{
+	return veventq_alloc(vm, many_ids[i], 64) == -1 ? -1 : 0;
+}
+
+static int make_hw_queue(struct vm *vm, unsigned int i)
+{
+	uint32_t id;
+
+	return hw_queue_alloc(NULL, vm->fd, many_ids[i], MOCK_APERTURE_START,
+			      PAGE, &id);
+}
+
+static void bench_vdevice_bytes(void)
+{
+	struct vm vm;
+	unsigned int i;
+
+	if (!vm_open_viommu(&vm)) {
+		mark_na(VDEVICE_BYTES);
+		return;
+	}
+	for (i = 0; i != MANY_SINGLE; i++) {
+		if (device_open(vm.fd, vm.ioas_id, &vm.dev, &vm.dev_id))
+			die("mock device %u", i);
+		many_ids[i] = vm.dev_id;
+	}
+	bench_bytes(VDEVICE_BYTES, &vm, make_vdevice);
+	vm_close(&vm);
+}
+
+static void bench_nested_bytes(void)
+{
+	struct vm vm;
+
+	if (!vm_open_viommu(&vm)) {
+		mark_na(NESTED_BYTES);
+		return;
+	}
+	bench_bytes(NESTED_BYTES, &vm, make_nested);
+	vm_close(&vm);
+}
+
+/* One of these a vIOMMU */
+static void bench_queue_bytes(void)
+{
+	const struct rlimit files = { MANY_SINGLE + 64, MANY_SINGLE + 64 };
+	struct vm vm;
+	unsigned int i;
+	int fd;
+
+	if (!vm_open_viommu(&vm)) {
+		mark_na(VEVENTQ_BYTES);
+		mark_na(HW_QUEUE_BYTES);
+		return;
+	}
+	/* The table of the files is as large as it will be */
+	if (setrlimit(RLIMIT_NOFILE, &files) ||
+	    dup2(vm.fd, MANY_SINGLE + 63) == -1 || close(MANY_SINGLE + 63))
+		die("a table for many files");
+	map_queue(&vm);
+	for (i = 0; i != MANY_SINGLE; i++)
+		if (viommu_alloc(NULL, vm.fd, vm.dev_id, vm.parent_id,
+				 &many_ids[i]))
+			die("vIOMMU %u", i);
+	bench_bytes(HW_QUEUE_BYTES, &vm, make_hw_queue);
+	bench_bytes(VEVENTQ_BYTES, &vm, make_veventq);
+	for (fd = vm.fd + 1; fd != MANY_SINGLE + 63; fd++)
+		close(fd);
+	vm_close(&vm);
+}
+
+/* Those of a first VM use up what is free in slabs that count as in use */
+static void bench_event_bytes(void)
+{
+	struct row *row = &rows[EVENT_BYTES];
+	uint64_t before = 0;
+	int events[2];
+	struct vm vm[2];
+	unsigned int i, j;
+
+	for (i = 0; i != 2; i++) {
+		if (!vm_open_viommu(&vm[i])) {
+			mark_na(EVENT_BYTES);
+			return;
+		}
+		events[i] = veventq_alloc(&vm[i], vm[i].viommu_id, EVENTS);
+		if (events[i] == -1) {
+			if (!is_missing())
+				die("IOMMU_VEVENTQ_ALLOC");
+			mark_na(EVENT_BYTES);
+			vm_close(&vm[i]);
+			return;
+		}
+		attach_for_events(&vm[i]);
+	}
+	for (i = 0; i != 2; i++) {
+		before = slab_bytes();
+		for (j = 0; j != EVENTS; j++)
+			if (trigger_event(NULL, vm[i].fd, vm[i].dev_id))
+				die("an event");
+	}
+	sample_add(row, slab_bytes() - before);
+	for (i = 0; i != 2; i++) {
+		close(events[i]);
+		vm_close(&vm[i]);
+	}
+}
+
 static void bench_many(void)
 {
 	uint64_t before = 0;
@@ -825,22 +1063,6 @@ static void bench_many(void)
 	vm_close(&vm);
 }
 
-/* Adds devices with a vDEVICE each till there are so many; the last is the VM's */
-static void more_vdevices(struct vm *vm, uint32_t *have, uint32_t want)
-{
-	uint32_t id;
-
-	while (*have != want) {
-		if (*have && device_open(vm->fd, vm->ioas_id, &vm->dev,
-					 &vm->dev_id))
-			die("mock device %u", *have);
-		++*have;
-		if (vdevice_alloc(NULL, vm->fd, vm->viommu_id, vm->dev_id,
-				  *have, &id))
-			die("vDEVICE %u", *have);
-	}
-}
-
 static void attach_pair(struct vm *vm, const uint32_t *nested, struct row *row)
 {
 	unsigned int i;
@@ -872,11 +1094,24 @@ static void bench_attach(int which, uint32_t want)
 	vm_close(&vm);
 }
 
+static int unregister_more(struct vm *vm, uint32_t viommu_id, unsigned int i)
+{
+	uint32_t id;
+
+	if (vdevice_alloc(NULL, vm->fd, viommu_id, vm->dev_id, 1 + i, &id) ||
+	    hwpt_alloc(NULL, vm->fd, vm->dev_id, viommu_id, 0, &id))
+		return -1;
+	return hw_queue_alloc(NULL, vm->fd, viommu_id, MOCK_APERTURE_START,
+			      PAGE, &id);
+}
+
 /*
  * What it costs to unregister an IOMMU that num vIOMMUs hold; 0 if the mock driver has
- * no command for that
+ * no command for that. With devices there are so many more of these, and each vIOMMU
+ * has the vDEVICE of one, a nested HWPT and a hardware queue.
  */
-static uint64_t unregister(struct row *row, unsigned int num)
+static uint64_t unregister(struct row *row, unsigned int num,
+			   unsigned int devices)
 {
 	struct iommu_test_cmd cmd = {
 		.size = sizeof(cmd),
@@ -889,9 +1124,18 @@ static uint64_t unregister(struct row *row, unsigned int num)
 
 	if (!vm_open_behind(&vm, &cmd.id))
 		return 0;
-	for (i = 0; i != num; i++)
+	if (devices)
+		map_queue(&vm);
+	for (i = 0; i < num || i < devices; i++) {
+		if (i < devices)
+			vm_add_behind(&vm, cmd.id);
+		if (i >= num)
+			continue;
 		if (viommu_alloc(NULL, vm.fd, vm.dev_id, vm.parent_id, &id))
 			die("vIOMMU %u", i);
+		if (i < devices && unregister_more(&vm, id, i))
+			die("what is on vIOMMU %u", i);
+	}
 	/* What was put off when the last such VM was closed is not its cost */
 	usleep(100000);
 	if (timed_ioctl(row, vm.fd, IOMMU_TEST_CMD, &cmd))
@@ -906,6 +1150,7 @@ static uint64_t unregister(struct row *row, unsigned int num)
 static void bench_unregister(int which)
 {
 	struct row *row = &rows[which];
+	const unsigned int devices = which == UNREGISTER_FULL ? row->per : 0;
 	static struct row scratch;
 	uint64_t none;
 	unsigned int i;
@@ -917,13 +1162,14 @@ static void bench_unregister(int which)
 	}
 	vm_close(&vm);
 	for (i = 0; i != 1 + 7; i++) {
-		none = unregister(&scratch, 0);
+		none = unregister(&scratch, 0, devices);
 		if (!none) {
 			mark_na(which);
 			return;
 		}
 		if (i)
-			sample_add(row, unregister(row, row->per) - none);
+			sample_add(row, unregister(row, row->per, devices) -
+						none);
 	}
 }
 
@@ -962,6 +1208,8 @@ static void bench_table(void)
 
 	if (wanted(FLOOR, FLOOR))
 		bench_floor();
+	if (wanted(LOOK_UP, LOOK_UP))
+		bench_look_up();
 	if (wanted(VIOMMU_ALLOC, VIOMMU_DESTROY))
 		bench_viommu();
 	if (wanted(VDEVICE_ALLOC, VDEVICE_DESTROY))
@@ -974,6 +1222,8 @@ static void bench_table(void)
 		bench_invalidate(INVALIDATE_256);
 	if (wanted(INVALIDATE_4096, INVALIDATE_4096))
 		bench_invalidate(INVALIDATE_4096);
+	if (MOCK && wanted(INVALIDATE_TWO, INVALIDATE_TWO))
+		bench_invalidate(INVALIDATE_TWO);
 	if (!MOCK && wanted(INVALIDATE_DEVICE, INVALIDATE_DEVICE))
 		bench_invalidate(INVALIDATE_DEVICE);
 	if (wanted(ATTACH_1, ATTACH_1))
@@ -986,10 +1236,20 @@ static void bench_table(void)
 		bench_hw_queue();
 	if (wanted(VIOMMU_AT_1, VIOMMU_BYTES))
 		bench_many();
+	if (MOCK && wanted(VDEVICE_BYTES, VDEVICE_BYTES))
+		bench_vdevice_bytes();
+	if (wanted(NESTED_BYTES, NESTED_BYTES))
+		bench_nested_bytes();
+	if (MOCK && wanted(VEVENTQ_BYTES, HW_QUEUE_BYTES))
+		bench_queue_bytes();
+	if (MOCK && wanted(EVENT_BYTES, EVENT_BYTES))
+		bench_event_bytes();
 	if (MOCK && wanted(UNREGISTER_100, UNREGISTER_100))
 		bench_unregister(UNREGISTER_100);
 	if (MOCK && wanted(UNREGISTER_10000, UNREGISTER_10000))
 		bench_unregister(UNREGISTER_10000);
+	if (MOCK && wanted(UNREGISTER_FULL, UNREGISTER_FULL))
+		bench_unregister(UNREGISTER_FULL);
 
 	for (row = rows; row != rows + ARRAY_SIZE(rows); row++) {
 		if (traced && row != traced)
@@ -1078,7 +1338,7 @@ static void plot_vdevice(const uint32_t *steps, unsigned int num_steps)
 	other = vm;
 	if (device_open(vm.fd, vm.ioas_id, &other.dev, &other.dev_id))
 		die("a mock device");
-	events = veventq_alloc(&vm);
+	events = veventq_alloc(&vm, vm.viommu_id, 64);
 	if (events == -1)
 		die("IOMMU_VEVENTQ_ALLOC");
 	for (i = 0; i != 2; i++)
