@@ -19,6 +19,7 @@
  * elsewhere, as is all that a kernel does not know.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -52,6 +53,8 @@
 /* Of which there is one a device, or one a vIOMMU */
 #define MANY_SINGLE 4000
 #define EVENTS 1000
+/* In seconds, which pass at once if nothing runs; kfree_rcu() may take five */
+#define SETTLE 10
 
 struct row {
 	const char *key;
@@ -125,7 +128,7 @@ static struct row rows[] = {
 		"viommu-1", "vIOMMU allocate + destroy beside 1", 1 },
 	[VIOMMU_AT_10000] = {
 		"viommu-10000", "vIOMMU allocate + destroy beside 10000", 1 },
-	[VIOMMU_BYTES] = { "viommu-bytes", "bytes of slab a vIOMMU", MANY },
+	[VIOMMU_BYTES] = { "viommu-bytes", "bytes of slab a vIOMMU", MANY - 1 },
 	[VDEVICE_BYTES] = {
 		"vdevice-bytes", "bytes of slab a vDEVICE", MANY_SINGLE },
 	[NESTED_BYTES] = {
@@ -853,7 +856,39 @@ static void bench_hw_queue(void)
 	vm_close(&vm);
 }
 
-/* The bytes of all objects in all slab caches */
+/*
+ * What CPUs keep of free objects would count as in use. The files stay open: to close
+ * them frees something later.
+ */
+static void shrink_slabs(void)
+{
+	static int fds[512];
+	static unsigned int num;
+	struct dirent *entry;
+	char path[512];
+	unsigned int i;
+	DIR *dir;
+
+	if (!num) {
+		dir = opendir("/sys/kernel/slab");
+		if (!dir)
+			die("/sys/kernel/slab");
+		while ((entry = readdir(dir)) && num != ARRAY_SIZE(fds)) {
+			snprintf(path, sizeof(path),
+				 "/sys/kernel/slab/%s/shrink", entry->d_name);
+			fds[num] = open(path, O_WRONLY | O_CLOEXEC);
+			if (fds[num] != -1)
+				num++;
+		}
+		closedir(dir);
+		sleep(SETTLE);
+	}
+	for (i = 0; i != num; i++)
+		if (write(fds[i], "1", 1) != 1)
+			die("shrinking a slab cache");
+}
+
+/* The bytes of all objects in all slab caches, without what is freed a little later */
 static uint64_t slab_bytes(void)
 {
 	static char buf[1 << 16];
@@ -864,6 +899,8 @@ static uint64_t slab_bytes(void)
 	ssize_t n;
 	int fd;
 
+	sleep(SETTLE);
+	shrink_slabs();
 	fd = open("/proc/slabinfo", O_RDONLY);
 	if (fd == -1)
 		die("/proc/slabinfo");
@@ -879,20 +916,15 @@ static uint64_t slab_bytes(void)
 	return sum;
 }
 
-/*
- * What objects take: those that make() makes, from the first to the last. The first
- * half of them uses up what is free in slabs that count as in use.
- */
+/* What objects take that make() makes */
 static void bench_bytes(int which, struct vm *vm,
 			int (*make)(struct vm *vm, unsigned int i))
 {
 	struct row *row = &rows[which];
-	uint64_t before = 0;
+	uint64_t before = slab_bytes();
 	unsigned int i;
 
 	for (i = 0; i != row->per; i++) {
-		if (i == row->per / 2)
-			before = slab_bytes();
 		if (make(vm, i)) {
 			if (!is_missing())
 				die("%s, number %u", row->title, i);
@@ -900,10 +932,12 @@ static void bench_bytes(int which, struct vm *vm,
 			return;
 		}
 	}
-	sample_add(row, 2 * (slab_bytes() - before));
+	sample_add(row, slab_bytes() - before);
 }
 
 static uint32_t many_ids[MANY_SINGLE];
+static int many_fds[MANY_SINGLE];
+static unsigned int num_fds;
 
 static int make_vdevice(struct vm *vm, unsigned int i)
 {
@@ -923,7 +957,11 @@ static int make_nested(struct vm *vm, unsigned int i)
 
 static int make_veventq(struct vm *vm, unsigned int i)
 {
-	return veventq_alloc(vm, many_ids[i], 64) == -1 ? -1 : 0;
+	many_fds[i] = veventq_alloc(vm, many_ids[i], 64);
+	if (many_fds[i] == -1)
+		return -1;
+	num_fds = i + 1;
+	return 0;
 }
 
 static int make_hw_queue(struct vm *vm, unsigned int i)
@@ -967,10 +1005,9 @@ static void bench_nested_bytes(void)
 /* One of these a vIOMMU */
 static void bench_queue_bytes(void)
 {
-	const struct rlimit files = { MANY_SINGLE + 64, MANY_SINGLE + 64 };
+	const struct rlimit files = { MANY_SINGLE + 1024, MANY_SINGLE + 1024 };
 	struct vm vm;
 	unsigned int i;
-	int fd;
 
 	if (!vm_open_viommu(&vm)) {
 		mark_na(VEVENTQ_BYTES);
@@ -979,7 +1016,8 @@ static void bench_queue_bytes(void)
 	}
 	/* The table of the files is as large as it will be */
 	if (setrlimit(RLIMIT_NOFILE, &files) ||
-	    dup2(vm.fd, MANY_SINGLE + 63) == -1 || close(MANY_SINGLE + 63))
+	    dup2(vm.fd, MANY_SINGLE + 1023) == -1 ||
+	    close(MANY_SINGLE + 1023))
 		die("a table for many files");
 	map_queue(&vm);
 	for (i = 0; i != MANY_SINGLE; i++)
@@ -988,51 +1026,43 @@ static void bench_queue_bytes(void)
 			die("vIOMMU %u", i);
 	bench_bytes(HW_QUEUE_BYTES, &vm, make_hw_queue);
 	bench_bytes(VEVENTQ_BYTES, &vm, make_veventq);
-	for (fd = vm.fd + 1; fd != MANY_SINGLE + 63; fd++)
-		close(fd);
+	while (num_fds)
+		close(many_fds[--num_fds]);
 	vm_close(&vm);
 }
 
-/* Those of a first VM use up what is free in slabs that count as in use */
+static int make_event(struct vm *vm, unsigned int i)
+{
+	(void)i;
+	return trigger_event(NULL, vm->fd, vm->dev_id);
+}
+
 static void bench_event_bytes(void)
 {
-	struct row *row = &rows[EVENT_BYTES];
-	uint64_t before = 0;
-	int events[2];
-	struct vm vm[2];
-	unsigned int i, j;
+	struct vm vm;
+	int events;
 
-	for (i = 0; i != 2; i++) {
-		if (!vm_open_viommu(&vm[i])) {
-			mark_na(EVENT_BYTES);
-			return;
-		}
-		events[i] = veventq_alloc(&vm[i], vm[i].viommu_id, EVENTS);
-		if (events[i] == -1) {
-			if (!is_missing())
-				die("IOMMU_VEVENTQ_ALLOC");
-			mark_na(EVENT_BYTES);
-			vm_close(&vm[i]);
-			return;
-		}
-		attach_for_events(&vm[i]);
+	if (!vm_open_viommu(&vm)) {
+		mark_na(EVENT_BYTES);
+		return;
 	}
-	for (i = 0; i != 2; i++) {
-		before = slab_bytes();
-		for (j = 0; j != EVENTS; j++)
-			if (trigger_event(NULL, vm[i].fd, vm[i].dev_id))
-				die("an event");
+	events = veventq_alloc(&vm, vm.viommu_id, EVENTS);
+	if (events == -1) {
+		if (!is_missing())
+			die("IOMMU_VEVENTQ_ALLOC");
+		mark_na(EVENT_BYTES);
+		vm_close(&vm);
+		return;
 	}
-	sample_add(row, slab_bytes() - before);
-	for (i = 0; i != 2; i++) {
-		close(events[i]);
-		vm_close(&vm[i]);
-	}
+	attach_for_events(&vm);
+	bench_bytes(EVENT_BYTES, &vm, make_event);
+	close(events);
+	vm_close(&vm);
 }
 
 static void bench_many(void)
 {
-	uint64_t before = 0;
+	uint64_t before;
 	unsigned int i;
 	struct row *row;
 	struct vm vm;
@@ -1048,14 +1078,11 @@ static void bench_many(void)
 		row = after_warm_up(VIOMMU_AT_1, i);
 		viommu_pair(&vm, row, row);
 	}
-	/* The first half uses up what is free in slabs that count as in use */
-	for (i = 1; i != MANY; i++) {
-		if (i == MANY / 2)
-			before = slab_bytes();
+	before = slab_bytes();
+	for (i = 1; i != MANY; i++)
 		if (viommu_alloc(NULL, vm.fd, vm.dev_id, vm.parent_id, &id))
 			die("vIOMMU %u", i);
-	}
-	sample_add(&rows[VIOMMU_BYTES], 2 * (slab_bytes() - before));
+	sample_add(&rows[VIOMMU_BYTES], slab_bytes() - before);
 	for (i = 0; i != WARM_UP + SAMPLES; i++) {
 		row = after_warm_up(VIOMMU_AT_10000, i);
 		viommu_pair(&vm, row, row);
