@@ -46,7 +46,7 @@ check-series:	## check the series patch by patch (make check does it as one chan
 answers:	## what iommufd says about each IOMMU that QEMU has (RECORD=write: into docs/vmm.md)
 	@scripts/answers
 
-bench:		## what each call costs, in instructions (PEER=dir, TRACE=row, PLOT=1, ARCH=arm64)
+bench:		## what each call costs beside mainline (RECORD=write: into docs/cost.md; PEER=dir, TRACE=row, PLOT=1, ARCH=arm64)
 	@scripts/bench -a '$(ARCH)'
 
 bench-parallel:	## what two threads get done in the time of one

@@ -1235,7 +1235,7 @@ static void bench_table(void)
 
 	if (wanted(FLOOR, FLOOR))
 		bench_floor();
-	if (wanted(LOOK_UP, LOOK_UP))
+	if (MOCK && wanted(LOOK_UP, LOOK_UP))
 		bench_look_up();
 	if (wanted(VIOMMU_ALLOC, VIOMMU_DESTROY))
 		bench_viommu();
@@ -1265,7 +1265,7 @@ static void bench_table(void)
 		bench_many();
 	if (MOCK && wanted(VDEVICE_BYTES, VDEVICE_BYTES))
 		bench_vdevice_bytes();
-	if (wanted(NESTED_BYTES, NESTED_BYTES))
+	if (MOCK && wanted(NESTED_BYTES, NESTED_BYTES))
 		bench_nested_bytes();
 	if (MOCK && wanted(VEVENTQ_BYTES, HW_QUEUE_BYTES))
 		bench_queue_bytes();

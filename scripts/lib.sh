@@ -57,7 +57,7 @@ with=''	# behind a make that a message names
 [ "$series" = 6.12 ] || with=" SERIES=$series"
 case $series-$me in
 6.12-* | *-tree | *-export | *-kernel | *-apply | *-mail | *-packages | *-qemu-arm64) ;;
-*-check | *-check-pci | *-check-series | *-check-base-faults | *-check-arm64 | *-run) ;;
+*-check | *-check-pci | *-check-series | *-check-base-faults | *-check-arm64 | *-run | *-bench) ;;
 *) die "SERIES=$series: this is for 6.12 only" ;;
 esac
 case $me in
@@ -261,9 +261,9 @@ series_state() (
 # What figures name the series by.
 series_id() { series_state | sha256sum | cut -c 1-12; }
 
-# side_tree NAME: from here on build/NAME is the build folder, with a kernel tree of
-# its own in it that may be changed at will: the tracked files are as in the last
-# commit of build/linux, the others are hard links.
+# side_tree NAME [COMMIT]: from here on build/NAME is the build folder, with a kernel tree
+# of its own in it that may be changed at will: the tracked files are as in that commit,
+# or the last one, of build/linux, the others are hard links.
 side=
 side_tree() {
 	isolate_git
@@ -273,7 +273,7 @@ side_tree() {
 	linux=$build/linux
 	export BUILD="$build"
 	mkdir -p "$build"
-	head=$(git -C "$from" rev-parse --verify HEAD) || die "no kernel tree in $from; get it with: make tree$with"
+	head=$(git -C "$from" rev-parse --verify "${2:-HEAD}^{commit}") || die "no kernel tree in $from; get it with: make tree$with"
 	base_is=$(git -C "$from" rev-parse "$basetag")
 	if [ "$(cat "$build/.side" 2>/dev/null)" != "$base_is" ] || ! kgit rev-parse -q --verify HEAD >/dev/null 2>&1; then
 		rm -rf "$linux" "$build/.side"
