@@ -54,10 +54,12 @@ esac
 	for f in "$top"/series/*/series; do f=${f%/series}; printf ' %s' "${f##*/}"; done)"
 export SERIES="$series"
 with=''	# behind a make that a message names
-[ "$series" = 6.12 ] || with=" SERIES=$series"
+of=''	# behind the name of a file that each series has one of
+[ "$series" = 6.12 ] || with=" SERIES=$series" of=-$series
 case $series-$me in
 6.12-* | *-tree | *-export | *-kernel | *-apply | *-mail | *-packages | *-qemu-arm64) ;;
-*-check | *-check-pci | *-check-series | *-check-base-faults | *-check-arm64 | *-run | *-bench) ;;
+*-check | *-check-pci | *-check-series | *-check-base-faults | *-check-arm64 | *-run) ;;
+*-bench | *-evidence | *-model | *-coverage | *-kcsan | *-endurance | *-faults | *-fuzz) ;;
 *) die "SERIES=$series: this is for 6.12 only" ;;
 esac
 case $me in
@@ -314,12 +316,15 @@ build_selftests() {
 	"$@" -j"$(nproc)" $targets >"$selftests/make.log" 2>&1 || { cat "$selftests/make.log" >&2; return 1; }
 }
 
+# The series as the C preprocessor has it
+cpp_series=-DSERIES_$(echo "$series" | tr .- __)
+
 # build_test KERNEL PROGRAM TO: one of tests/, which are not for the kernel tree, static, for build/kernel-KERNEL, with the
 # headers of the selftests.
 build_test() {
-	gcc -O2 -Wall -Wno-unused-function -D_GNU_SOURCE= -static \
-		-isystem "$build/kernel-$1/usr/include" -I "$linux/tools/testing/selftests/iommu" \
-		-o "$3" "$top/tests/$2.c" -lpthread
+	gcc -O2 -Wall -Wno-unused-function -Wno-pointer-sign -D_GNU_SOURCE= "$cpp_series" -static \
+		-isystem "$build/kernel-$1/usr/include" -I "$linux/tools/testing/selftests" \
+		-I "$linux/tools/testing/selftests/iommu" -o "$3" "$top/tests/$2.c" -lpthread
 }
 
 # add_test KERNEL PROGRAM: to what build_selftests has built
@@ -329,12 +334,13 @@ add_test() {
 }
 
 # plant NAME: with PLANT set in the environment, all that follows works in a side
-# tree, the one that it already works in or a new one, with the fault in
-# planted/NAME.patch.
+# tree, the one that it already works in or a new one, with the fault in $planted:
+# planted/NAME.patch, for another series than 6.12 planted/NAME-SERIES.patch.
 plant() {
 	[ -n "${PLANT-}" ] || return 0
+	planted=$top/planted/$1$of.patch
 	[ -n "$side" ] || side_tree planted
-	kgit apply "$top/planted/$1.patch" || die "planted/$1.patch does not fit"
+	kgit apply "$planted" || die "${planted#"$top/"} does not fit"
 }
 
 # The version of the kernel tree in a folder; fails if it is none.
