@@ -5,7 +5,12 @@
  * holders. scripts/model runs it.
  *
  * "= FUNCTION() FILE" says which function of the kernel the steps below stand for;
- * scripts/model checks that it is there.
+ * scripts/model checks that it is there. With the name of a series behind it, it is so
+ * in that one alone.
+ *
+ * Both series are in here. Where the one for 7.3 does something in another way, that is
+ * in SERIES_7_3: how a device is bound and unbound, how a vIOMMU is made, a nested HWPT on
+ * it, and all of a vDEVICE.
  *
  * One step of the model is what the kernel does under a spinlock (iommu_device_lock,
  * the xa_lock of a file), or under iommu_probe_device_lock without sleeping or
@@ -18,8 +23,9 @@
  * accesses as well.
  *
  * Not in here: IOAS and their locks, groups and attachments, memory that is mapped,
- * the events in a queue, the limit of 60 s in iommufd_object_remove(), which is
- * taken for a hang.
+ * the events in a queue, HW queues that depend on each other, drivers that use the DMA
+ * API, SVA, VFIO's containers, devices without an IOMMU, and that the DMA of a lost device
+ * is blocked.
  */
 
 /*
@@ -112,12 +118,18 @@
 #define parent(o)	NONE
 #define thread(o)	0
 #define PICK :: o = 1
-#elif defined(VDEV)
+#elif defined(VDEV) || defined(THREADS)
 /* A vIOMMU and a vDEVICE on it, whose device is bound again */
+#ifdef THREADS
+#define COARSE
+#define RESTLESS
+#define NT 2
+#else
+#define NT 1
+#endif
 #define NI 1
 #define NF 1
 #define ND 1
-#define NT 1
 #define NO 3
 #define PREBOUND
 #define REBIND
@@ -219,20 +231,34 @@ byte xa[NO], obj_users[NO], shortterm[NO];
 bit mem[NO], revoked[NO];
 /* The driver's part of it is there */
 bit driver[NO];
-#ifdef PAUSE
+#if defined(VDEV) || defined(VDEV2) || defined(THREADS)
+#define WITH_VDEVICE
+#endif
+#if defined(PAUSE) || (defined(WITH_VDEVICE) && defined(SERIES_7_3))
 byte paused[NO];
 #define PAUSED(o) paused[o]
 #else
 #define PAUSED(o) 0
 #endif
 /* struct iommufd_vdevice; vdev[d] is idev->vdev, of device d */
-#if defined(VDEV) || defined(VDEV2)
-#define WITH_VDEVICE
-bit taken[NO], removed[NO], released[NO], dead[NO];
+#ifdef WITH_VDEVICE
+#ifdef SERIES_7_3
+/* vdev->unbinding; idev->destroying; idev->igroup->lock, each device has a group */
+bit vdev_unbinding[NO], destroying[ND], igroup_lock[ND];
+/* Its ID is on its way out, or out, with its device */
+#define IS_REMOVED(o) vdev_unbinding[o]
+#else
+bit taken[NO], removed[NO], released[NO];
+#endif
+/* The ID was given out, and is not to be given out again */
+bit dead[NO];
 byte vdev[ND], vdev_device[NO];
 #define DEVICE_OF(o) vdev_device[o]
 #else
 #define DEVICE_OF(o) device(o)
+#endif
+#ifndef IS_REMOVED
+#define IS_REMOVED(o) 0
 #endif
 
 /* A device is there, and behind its IOMMU */
@@ -599,7 +625,12 @@ inline kfree(o)
 	holder_iommu[o] = 0;
 #endif
 #ifdef WITH_VDEVICE
-	taken[o] = 0; removed[o] = 0; released[o] = 0; vdev_device[o] = 0
+#ifdef SERIES_7_3
+	vdev_unbinding[o] = 0;
+#else
+	taken[o] = 0; removed[o] = 0; released[o] = 0;
+#endif
+	vdev_device[o] = 0
 #endif
 }
 
@@ -631,7 +662,7 @@ inline iommufd_get_object(o, ret)
 				ret = 1
 			:: else ->
 				/* Anything else would be ENOENT */
-				L6(type(o) == DEVICE)
+				L6(type(o) == DEVICE || IS_REMOVED(o))
 			fi
 		fi
 	}
@@ -718,9 +749,31 @@ inline iommufd_object_revoke(o, ret)
 }
 
 /*
+ * When what it is built on is let go: before the holder is put, or after that, so that the
+ * holder of what it is built on knows of this one as long.
+ */
+#if defined(SERIES_7_3) || defined(MOVABLE)
+#define PARENT_LAST(o) 1
+#else
+#define PARENT_LAST(o) (type(o) == VIOMMU)
+#endif
+inline put_lower(o, now)
+{
+	if
+#ifdef BROKEN_KEEP_PARENT
+	:: parent(o) != NONE && (now) && !revoked[o] ->
+#else
+	:: parent(o) != NONE && (now) ->
+#endif
+		d_step { MEM(mem[parent(o)]); obj_users[parent(o)]-- }
+	:: else
+	fi
+}
+
+/*
  * What is undone of an object by its owner or by the revocation, the reference on the
  * instance last.
- * = iommufd_device_release() drivers/iommu/iommufd/device.c
+ * = iommufd_device_release() drivers/iommu/iommufd/device.c 6.12
  * = iommufd_hwpt_release() drivers/iommu/iommufd/hw_pagetable.c
  * = iommufd_viommu_release() drivers/iommu/iommufd/viommu.c
  * = iommufd_hw_queue_release() drivers/iommu/iommufd/viommu.c
@@ -737,34 +790,115 @@ inline release(o)
 #else
 	destroy_callback(o);
 #endif
-#ifdef BROKEN_KEEP_PARENT
-	if
-	:: parent(o) != NONE && !revoked[o] -> d_step { MEM(mem[parent(o)]); obj_users[parent(o)]-- }
-	:: else
-	fi;
-#elif !defined(MOVABLE)
-	if
-	:: parent(o) != NONE -> d_step { MEM(mem[parent(o)]); obj_users[parent(o)]-- }
-	:: else
-	fi;
-#endif
+	put_lower(o, !PARENT_LAST(o));
 #ifndef BROKEN_HOLDER_PUT_FIRST
-	iommu_device_put_holder(o)
+	iommu_device_put_holder(o);
 #endif
-#ifdef MOVABLE
-	;
-	/* The parent's holder knows of this one until then */
-	if
-	:: parent(o) != NONE -> d_step { MEM(mem[parent(o)]); obj_users[parent(o)]-- }
-	:: else
-	fi
+	put_lower(o, PARENT_LAST(o))
+}
+
+#if defined(WITH_VDEVICE) && defined(SERIES_7_3)
+inline lock_igroup(d)
+{
+	atomic { !igroup_lock[d] -> igroup_lock[d] = 1 }
+}
+
+/*
+ * The references on the device that the vDEVICE has had since it was looked up go last.
+ * = iommufd_vdevice_release() drivers/iommu/iommufd/viommu.c
+ * = iommufd_vdevice_undo_init() drivers/iommu/iommufd/viommu.c
+ */
+inline iommufd_vdevice_release(o)
+{
+#ifdef BROKEN_TELL_FIRST
+	iommufd_put_object(DEVICE_OF(o));
+#endif
+	lock_igroup(DEVICE_OF(o));
+	destroy_callback(o);
+	d_step { vdev[DEVICE_OF(o)] = 0; igroup_lock[DEVICE_OF(o)] = 0 };
+	iommu_device_put_holder(o);
+	put_lower(o, 1);
+#if !defined(BROKEN_TELL_FIRST) && !defined(BROKEN_UNBIND_KEEPS_VDEVICE)
+	iommufd_put_object(DEVICE_OF(o))
+#else
+	skip
 #endif
 }
 
-#ifdef WITH_VDEVICE
+/* = iommufd_vdevice_destroy() drivers/iommu/iommufd/viommu.c */
+inline iommufd_vdevice_destroy(o, ret)
+{
+	iommu_device_claim_holder(o, ret);
+	if
+	:: ret -> iommufd_vdevice_release(o)
+	:: else
+	fi
+}
+
+#ifdef BROKEN_UNBIND_TAKES_REVOKED
+#define IS_TAKEN(v) 0
+#else
+#define IS_TAKEN(v) revoked[v]
+#endif
+
 /*
- * = iommufd_vdevice_release() drivers/iommu/iommufd/viommu.c
+ * The unbind of a device.
+ * = iommufd_device_pre_destroy() drivers/iommu/iommufd/device.c 7.3
+ * = iommufd_device_remove_vdev() drivers/iommu/iommufd/device.c 7.3
+ * = iommufd_vdevice_try_unbind() drivers/iommu/iommufd/device.c 7.3
+ * = iommufd_object_tombstone_user() drivers/iommu/iommufd/iommufd_private.h 7.3
  */
+inline iommufd_device_remove_vdev(d, ret)
+{
+	lock_igroup(d);
+	d_step {
+		destroying[d] = 1;
+		v = NONE;
+		if
+		:: vdev[d] && xa[vdev[d]] == PUBLISHED && !IS_TAKEN(vdev[d]) ->
+			v = vdev[d];
+			obj_users[v]++;
+			vdev_unbinding[v] = 1
+		:: else
+		fi;
+		igroup_lock[d] = 0
+	};
+	if
+	:: v != NONE ->
+		iommu_device_claim_holder(v, ret);
+		/* Nobody looks at what it returns */
+		L7(ret);
+		iommufd_object_drain(v);
+		atomic {
+			/* Nobody else has it, or this would fail and leave it */
+			L10(obj_users[v] == 2);
+			obj_users[v] = 0;
+#ifdef BROKEN_DEAD_ID_FREED
+			xa[v] = FREE;
+#else
+			xa[v] = RESERVED;
+#endif
+			dead[v] = 1
+		};
+		iommufd_vdevice_release(v);
+		d_step { kfree(v) }
+	:: else
+	fi;
+	v = 0
+}
+
+/* As it is called when the device is revoked: whoever has the vDEVICE, it is not left */
+inline revoked_device_remove_vdev(d)
+{
+	lock_igroup(d);
+	d_step {
+		destroying[d] = 1;
+		L10(!(vdev[d] && xa[vdev[d]] == PUBLISHED && !revoked[vdev[d]]));
+		igroup_lock[d] = 0
+	}
+}
+#elif defined(WITH_VDEVICE)
+/* = iommufd_vdevice_release() drivers/iommu/iommufd/viommu.c */
 inline iommufd_vdevice_release(o)
 {
 #ifdef BROKEN_TELL_FIRST
@@ -780,7 +914,7 @@ inline iommufd_vdevice_release(o)
 	}
 }
 
-/* = iommufd_vdevice_wait_released() drivers/iommu/iommufd/viommu.c */
+/* = iommufd_vdevice_wait_released() drivers/iommu/iommufd/viommu.c 6.12 */
 inline iommufd_vdevice_wait_released(o)
 {
 	do
@@ -791,7 +925,7 @@ inline iommufd_vdevice_wait_released(o)
 
 /*
  * = iommufd_vdevice_destroy() drivers/iommu/iommufd/viommu.c
- * = iommufd_vdevice_take() drivers/iommu/iommufd/viommu.c
+ * = iommufd_vdevice_take() drivers/iommu/iommufd/viommu.c 6.12
  */
 inline iommufd_vdevice_destroy(o, ret)
 {
@@ -807,7 +941,7 @@ inline iommufd_vdevice_destroy(o, ret)
 	fi
 }
 
-/* = iommufd_device_remove_vdevice() drivers/iommu/iommufd/viommu.c */
+/* = iommufd_device_remove_vdevice() drivers/iommu/iommufd/viommu.c 6.12 */
 inline iommufd_device_remove_vdevice(d, ret)
 {
 	d_step {
@@ -1002,9 +1136,19 @@ call:
 	:: type(h) == VDEVICE ->
 		d_step {
 			MEM(mem[h]);
+#ifndef SERIES_7_3
 			ret = (obj_users[h] && !taken[h]);
+#elif defined(BROKEN_UNBINDING_IS_NOT_SEEN)
+			ret = (obj_users[h] != 0);
+#else
+			ret = (obj_users[h] && !vdev_unbinding[h]);
+#endif
 			if
-			:: ret -> taken[h] = 1; revoked[h] = 1
+			:: ret ->
+				revoked[h] = 1;
+#ifndef SERIES_7_3
+				taken[h] = 1
+#endif
 			:: else
 			fi
 		};
@@ -1012,6 +1156,24 @@ call:
 		:: ret -> iommufd_object_drain(h); iommufd_vdevice_release(h)
 		:: else
 		fi
+#ifdef SERIES_7_3
+	/* iommufd_object_drain() calls pre_destroy() if anybody has it */
+	:: type(h) == DEVICE ->
+		d_step {
+			MEM(mem[h]);
+			ret = (obj_users[h] != 0);
+			/* WARN_ON() */
+			L7(ret);
+			revoked[h] = 1;
+			L7(shortterm[h] > 0);
+			shortterm[h]--
+		};
+		if
+		:: shortterm[h] == 0
+		:: shortterm[h] != 0 -> revoked_device_remove_vdev(h); wait_shortterm(h)
+		fi;
+		release(h)
+#endif
 	:: else ->
 #endif
 		iommufd_object_revoke(h, ret);
@@ -1142,7 +1304,10 @@ proctype device_of(byte d)
 {
 	byte me = NI + d;
 	byte i, v;
-	bit ret, wake, published;
+	bit ret, wake;
+#ifndef SERIES_7_3
+	bit published;
+#endif
 
 #ifdef PREBOUND
 	goto bound;
@@ -1159,6 +1324,35 @@ unbound:
 
 #if defined(REBIND)
 	/* = iommufd_device_bind() drivers/iommu/iommufd/device.c */
+#ifdef SERIES_7_3
+	/* = iommufd_bind_iommu() drivers/iommu/iommufd/device.c 7.3 */
+	iommufd_object_alloc(d, ret);
+	if
+	:: !ret -> goto no_device
+	:: else
+	fi;
+	iommu_device_get(d, ret);
+	if
+	:: !ret -> goto abort_bind
+	:: else
+	fi;
+	callback(iommu(d));
+	d_step { CALLBACK(iommu(d)); driver[d] = 1 };
+	iommu_device_add_holder(iommu(d), d, ret);
+	if
+	:: !ret ->
+		d_step { CALLBACK(iommu(d)); driver[d] = 0 };
+		iommu_device_put(iommu(d));
+abort_bind:
+		iommufd_object_abort(d);
+no_device:
+		file_refs[file(d)]--;
+		goto unbound
+	:: else
+	fi;
+	/* Only here, when it can have been revoked */
+	atomic { MEM(mem[d]); obj_users[d]++ };
+#else
 	iommu_device_get(d, ret);
 	if
 	:: !ret -> goto no_device
@@ -1183,6 +1377,7 @@ no_device:
 		goto unbound
 	:: else
 	fi;
+#endif
 	iommufd_object_finalize(d);
 #endif
 
@@ -1198,7 +1393,8 @@ bound:
 	 * = iommufd_device_unbind() drivers/iommu/iommufd/device.c
 	 * = iommufd_object_destroy_user() drivers/iommu/iommufd/iommufd_private.h
 	 * = iommufd_object_remove() drivers/iommu/iommufd/main.c
-	 * = iommufd_object_dec_wait_shortterm() drivers/iommu/iommufd/main.c
+	 * = iommufd_object_dec_wait_shortterm() drivers/iommu/iommufd/main.c 6.12
+	 * = iommufd_object_dec_wait() drivers/iommu/iommufd/main.c 7.3
 	 */
 	unbinding[d] = 1;
 	iommu_device_claim_holder(d, ret);
@@ -1206,13 +1402,19 @@ bound:
 	:: revoked[d]
 	:: else ->
 		d_step { L7(shortterm[d] > 0); shortterm[d]-- };
+#if defined(WITH_VDEVICE) && defined(SERIES_7_3) && !defined(BROKEN_UNBIND_KEEPS_VDEVICE)
+		if
+		:: shortterm[d] == 0
+		:: shortterm[d] != 0 -> iommufd_device_remove_vdev(d, ret)
+		fi;
+#endif
 		wait_shortterm(d)
 	fi;
 	/* Nobody else has it, or this would fail and leave it */
 	atomic { L1(obj_users[d] == 2); obj_users[d] = 0; xa[d] = FREE };
 
 	/* = iommufd_device_destroy() drivers/iommu/iommufd/device.c */
-#if defined(WITH_VDEVICE) && !defined(BROKEN_UNBIND_KEEPS_VDEVICE)
+#if defined(WITH_VDEVICE) && !defined(SERIES_7_3) && !defined(BROKEN_UNBIND_KEEPS_VDEVICE)
 	iommufd_device_remove_vdevice(d, ret);
 #endif
 	if
@@ -1227,6 +1429,9 @@ bound:
 		:: k < NO -> L10(!(type(k) == VDEVICE && driver[k] && DEVICE_OF(k) == d)); k++
 		:: k == NO -> break
 		od;
+#ifdef SERIES_7_3
+		destroying[d] = 0;
+#endif
 #endif
 		kfree(d);
 		file_refs[file(d)]--;
@@ -1321,7 +1526,8 @@ idle:
 use:
 	/*
 	 * = iommufd_hwpt_invalidate() drivers/iommu/iommufd/hw_pagetable.c
-	 * = iommufd_invalidate() drivers/iommu/iommufd/hw_pagetable.c
+	 * = iommufd_invalidate() drivers/iommu/iommufd/hw_pagetable.c 6.12
+	 * = iommufd_hwpt_invalidate_pieces() drivers/iommu/iommufd/hw_pagetable.c 7.3
 	 */
 	iommufd_get_object(o, ret);
 	if
@@ -1370,7 +1576,8 @@ destroy:
 	/*
 	 * = iommufd_destroy() drivers/iommu/iommufd/main.c
 	 * = iommufd_object_remove() drivers/iommu/iommufd/main.c
-	 * = iommufd_object_dec_wait_shortterm() drivers/iommu/iommufd/main.c
+	 * = iommufd_object_dec_wait_shortterm() drivers/iommu/iommufd/main.c 6.12
+	 * = iommufd_object_dec_wait() drivers/iommu/iommufd/main.c 7.3
 	 */
 	atomic {
 		ret = (xa[o] == PUBLISHED && obj_users[o] == 1);
@@ -1414,6 +1621,95 @@ alloc_viommu:
 	:: !ret -> goto idle
 	:: else
 	fi;
+#ifdef SERIES_7_3
+	/* The device is looked up until the vIOMMU is a holder */
+	callback(iommu(d));
+	p = parent(o);
+	if
+	:: p != NONE ->
+		iommufd_get_object(p, ret);
+		if
+		:: !ret -> iommufd_put_object(d); goto idle
+		:: else
+		fi
+	:: else
+	fi;
+	iommufd_object_alloc(o, ret);
+	if
+	:: !ret -> goto put_parent
+	:: else
+	fi;
+	got = 1;
+#ifdef BROKEN_COUNT_TOO_LATE
+	iommufd_put_object(d);
+#endif
+	iommu_device_tryget(iommu(d), ret);
+	if
+	:: !ret -> goto put_parent
+	:: else
+	fi;
+	/* = iommufd_viommu_init() drivers/iommu/iommufd/viommu.c 7.3 */
+	BEGIN(CALLBACK(iommu(o)))
+	if
+	:: d_step { CALLBACK(iommu(o)); driver[o] = 1 }
+#ifndef RESTLESS
+	:: d_step { CALLBACK(iommu(o)) }; goto put_iommu
+#endif
+	fi;
+	if
+	:: p != NONE -> d_step { MEM(mem[p]); L14(driver[p]); obj_users[p]++ }
+	:: else
+	fi;
+	iommu_device_add_holder(iommu(o), o, ret);
+	if
+	:: !ret ->
+destroy_callback(o);
+		if
+		:: p != NONE -> d_step { MEM(mem[p]); obj_users[p]-- }
+		:: else
+		fi;
+#ifdef BROKEN_DOUBLE_PUT_ON_ERROR
+		iommu_device_put(iommu(o));
+#endif
+		goto put_iommu
+	:: else
+	fi;
+	if
+	:: p != NONE -> iommufd_put_object(p)
+	:: else
+	fi;
+#if !defined(BROKEN_DEVICE_HELD) && !defined(BROKEN_COUNT_TOO_LATE)
+	iommufd_put_object(d);
+#endif
+	got = 0;
+	goto respond;
+
+put_iommu:
+#ifndef BROKEN_NO_PUT_ON_ERROR
+	iommu_device_put(iommu(o));
+#else
+	skip;
+#endif
+put_parent:
+	if
+	:: p != NONE -> iommufd_put_object(p)
+	:: else
+	fi;
+#ifdef BROKEN_COUNT_TOO_LATE
+	if
+	:: !got -> iommufd_put_object(d)
+	:: else
+	fi;
+#else
+	iommufd_put_object(d);
+#endif
+	/* iommufd_fops_ioctl() */
+	if
+	:: got -> iommufd_object_abort(o)
+	:: else
+	fi;
+	goto idle;
+#else
 #ifdef BROKEN_COUNT_TOO_LATE
 	iommufd_put_object(d);
 	iommu_device_tryget(iommu(d), ret);
@@ -1445,7 +1741,7 @@ alloc_viommu:
 	:: else
 	fi;
 
-	/* = iommufd_viommu_alloc() drivers/iommu/iommufd/viommu.c */
+	/* = iommufd_viommu_alloc() drivers/iommu/iommufd/viommu.c 6.12 */
 	iommufd_object_alloc(o, ret);
 	if
 	:: !ret -> goto put_parent
@@ -1497,11 +1793,14 @@ put_iommu:
 	iommu_device_put(iommu(o));
 #endif
 	goto idle;
+#endif
 
 alloc_hwpt:
 	/*
 	 * = iommufd_hwpt_alloc() drivers/iommu/iommufd/hw_pagetable.c
-	 * = iommufd_hwpt_paging_alloc() drivers/iommu/iommufd/hw_pagetable.c
+	 * = iommufd_hwpt_paging_create() drivers/iommu/iommufd/hw_pagetable.c
+	 * = iommufd_hwpt_paging_add() drivers/iommu/iommufd/hw_pagetable.c
+	 * = iommufd_hwpt_paging_abort() drivers/iommu/iommufd/hw_pagetable.c
 	 */
 	d = device(o);
 	iommufd_get_object(d, ret);
@@ -1511,15 +1810,15 @@ alloc_hwpt:
 	fi;
 	iommufd_object_alloc(o, ret);
 	if
-	:: !ret -> goto put_device
+	:: !ret -> iommufd_put_object(d); goto idle
 	:: else
 	fi;
 	iommu_device_tryget(iommu(d), ret);
 	if
-	:: !ret -> iommufd_object_abort(o); goto put_device
+	:: !ret -> iommufd_object_abort(o); iommufd_put_object(d); goto idle
 	:: else
 	fi;
-	/* domain_alloc_user() */
+	/* domain_alloc_paging_flags() */
 	BEGIN(CALLBACK(iommu(d)))
 	if
 	:: d_step { CALLBACK(iommu(d)); driver[o] = 1 }; ret = 1
@@ -1527,7 +1826,113 @@ alloc_hwpt:
 	fi;
 	if
 	:: ret ->
-		iommu_device_add_holder(iommu(d), o, ret);
+		iommufd_put_object(d);
+		iommu_device_add_holder(iommu(o), o, ret);
+		if
+		:: ret -> goto respond
+		:: else
+		fi;
+destroy_callback(o);
+		iommu_device_put(iommu(o));
+		iommufd_object_abort(o)
+	:: else ->
+		iommu_device_put(iommu(d));
+		iommufd_object_abort(o);
+		iommufd_put_object(d)
+	fi;
+	goto idle;
+
+alloc_child:
+	/*
+	 * = iommufd_vdevice_alloc_ioctl() drivers/iommu/iommufd/viommu.c
+	 * = iommufd_hw_queue_alloc_ioctl() drivers/iommu/iommufd/viommu.c
+	 * = iommufd_veventq_alloc_ioctl() drivers/iommu/iommufd/eventq.c 6.12
+	 * = iommufd_veventq_alloc() drivers/iommu/iommufd/eventq.c 7.3
+	 * = iommufd_viommu_alloc_hwpt_nested() drivers/iommu/iommufd/hw_pagetable.c
+	 */
+	p = parent(o);
+	iommufd_get_object(p, ret);
+	if
+	:: !ret -> goto idle
+	:: else
+	fi;
+#if defined(WITH_VDEVICE) && defined(SERIES_7_3)
+	iommufd_object_alloc(o, ret);
+	if
+	:: !ret -> goto put_viommu
+	:: else
+	fi;
+	/* It answers first, and holds only the vIOMMU's users count meanwhile */
+	paused[p]++;
+	dec_shortterm(p);
+	USER_MEMORY(vdevice_fault);
+	got = 1;
+vdevice_fault:
+	atomic {
+		ret = !revoked[p];
+		if
+		:: ret -> shortterm[p]++; paused[p]--
+		:: else
+		fi
+	};
+	if
+	:: !ret ->
+		iommufd_object_abort(o);
+		atomic { MEM(mem[p]); obj_users[p]--; paused[p]-- };
+		goto idle
+	:: else
+	fi;
+	if
+	:: !got -> goto abort_vdevice
+	:: else
+	fi;
+	if
+	:: d = 0
+#if ND > 1
+	:: d = 1
+#endif
+	fi;
+	iommufd_get_object(d, ret);
+	if
+	:: !ret -> goto abort_vdevice
+	:: else
+	fi;
+#ifndef BROKEN_ANY_IOMMU
+	if
+	:: iommu(d) != iommu(p) -> iommufd_put_object(d); goto abort_vdevice
+	:: else
+	fi;
+#endif
+	lock_igroup(d);
+	d_step {
+		L10(!dead[o]);
+#ifdef BROKEN_DESTROYING_IS_NOT_SEEN
+		ret = !vdev[d];
+#else
+		ret = (!destroying[d] && !vdev[d]);
+#endif
+		if
+		:: ret -> obj_users[p]++; vdev_device[o] = d; vdev[d] = o
+		:: else -> igroup_lock[d] = 0
+		fi
+	};
+	if
+	:: !ret -> iommufd_put_object(d); goto abort_vdevice
+	:: else
+	fi;
+	/* vdevice_init() */
+	d_step {
+		CALLBACK(on_iommu(p));
+		L3(driver[p]);
+		L9(iommu(d) == on_iommu(p))
+	};
+	if
+	:: d_step { CALLBACK(on_iommu(p)); L3(driver[p]); driver[o] = 1 }
+	:: d_step { CALLBACK(on_iommu(p)); L3(driver[p]); ret = 0 }
+	fi;
+	if
+	:: ret ->
+		iommu_device_stack_holder(p, o, ret);
 		if
 		:: !ret ->
 destroy_callback(o)
@@ -1537,31 +1942,35 @@ destroy_callback(o)
 	fi;
 	if
 	:: !ret ->
-		iommu_device_put(iommu(d));
+		/* = iommufd_vdevice_abort() drivers/iommu/iommufd/viommu.c 7.3 */
+		d_step { vdev[d] = 0; obj_users[p]-- };
 		iommufd_object_abort(o);
-put_device:
+		igroup_lock[d] = 0;
 		iommufd_put_object(d);
-		goto idle
+		goto put_viommu
 	:: else
 	fi;
+#ifdef BROKEN_VDEVICE_PUBLISHED_TOO_LATE
+	igroup_lock[d] = 0;
+	iommufd_object_finalize(o);
+#else
+	iommufd_object_finalize(o);
+	igroup_lock[d] = 0;
+#endif
+	/* It keeps its references on the device */
+#ifdef BROKEN_UNBIND_KEEPS_VDEVICE
 	iommufd_put_object(d);
-	goto respond;
+#endif
+	goto put_viommu;
 
-alloc_child:
-	/*
-	 * = iommufd_vdevice_alloc_ioctl() drivers/iommu/iommufd/viommu.c
-	 * = iommufd_hw_queue_alloc_ioctl() drivers/iommu/iommufd/viommu.c
-	 * = iommufd_veventq_alloc_ioctl() drivers/iommu/iommufd/eventq.c
-	 * = iommufd_viommu_alloc_hwpt_nested() drivers/iommu/iommufd/hw_pagetable.c
-	 */
-	p = parent(o);
-	iommufd_get_object(p, ret);
-	if
-	:: !ret -> goto idle
-	:: else
-	fi;
+abort_vdevice:
+	iommufd_object_abort(o);
+put_viommu:
+	iommufd_put_object(p);
+	goto idle;
+#else
 #ifdef WITH_VDEVICE
-	/* = iommufd_vdevice_alloc() drivers/iommu/iommufd/viommu.c */
+	/* = iommufd_vdevice_alloc() drivers/iommu/iommufd/viommu.c 6.12 */
 	if
 	:: d = 0
 #if ND > 1
@@ -1599,6 +2008,13 @@ alloc_child:
 	if
 	:: !ret -> iommufd_object_abort(o); goto put_viommu
 	:: else
+	fi;
+#endif
+#if defined(SERIES_7_3) && !defined(WITH_VDEVICE)
+	/* A nested HWPT takes its reference as the vIOMMU has done, and is stacked on nothing */
+	if
+	:: skip
+	:: goto alloc_nested
 	fi;
 #endif
 	/* vdevice_init(), hw_queue_init_phys(), alloc_domain_nested() */
@@ -1648,6 +2064,45 @@ put_viommu:
 #ifndef BROKEN_VIOMMU_HELD
 	iommufd_put_object(p);
 #endif
+#if defined(SERIES_7_3) && !defined(WITH_VDEVICE)
+	goto respond;
+
+alloc_nested:
+	atomic { MEM(mem[p]); obj_users[p]++ };
+	iommu_device_tryget(iommu(o), ret);
+	if
+	:: !ret -> goto abort_nested
+	:: else
+	fi;
+	BEGIN(CALLBACK(on_iommu(p)); L3(driver[p]))
+	if
+	:: d_step { CALLBACK(on_iommu(p)); L3(driver[p]); driver[o] = 1 }; ret = 1
+	:: d_step { CALLBACK(on_iommu(p)); L3(driver[p]) }; ret = 0
+	fi;
+	if
+	:: ret ->
+		iommu_device_add_holder(iommu(o), o, ret);
+		if
+		:: !ret ->
+destroy_callback(o)
+		:: else -> goto put_nested
+		fi
+	:: else
+	fi;
+	iommu_device_put(iommu(o));
+abort_nested:
+	atomic { obj_users[p]-- };
+	iommufd_object_abort(o);
+	iommufd_put_object(p);
+	goto idle;
+put_nested:
+#ifndef BROKEN_VIOMMU_HELD
+	iommufd_put_object(p);
+#else
+	skip;
+#endif
+#endif
+#endif
 
 respond:
 	/* = iommufd_ucmd_respond() drivers/iommu/iommufd/iommufd_private.h */
@@ -1664,8 +2119,8 @@ respond:
 	:: else
 	fi;
 #endif
-#ifdef WITH_VDEVICE
-	/* = iommufd_vdevice_finalize() drivers/iommu/iommufd/viommu.c */
+#if defined(WITH_VDEVICE) && !defined(SERIES_7_3)
+	/* = iommufd_vdevice_finalize() drivers/iommu/iommufd/viommu.c 6.12 */
 	if
 	:: type(o) == VDEVICE ->
 		d_step {
