@@ -29,6 +29,19 @@
 
 #include <stdarg.h>
 
+#ifdef SERIES_7_3
+/* Values of the mock driver of 6.12, which mean nothing here */
+#define IOMMU_TEST_IOTLB_NONE 0xbadbeee
+#define IOMMU_TEST_REGION_MMIO 0xbad10000
+#define IOMMU_TEST_REGION_HALF 0xbad10001
+#define IOMMU_TEST_REGION_TOO_LARGE 0xbad10002
+#define IOMMU_TEST_VIRT_ID_REFUSED 0xbadd1d
+#define IOMMU_HW_QUEUE_TYPE_SELFTEST_PLAIN 0xdeadbeee
+#define MOCK_FLAGS_DEVICE_HUGE_IOVA (1 << 1)
+#define MOCK_IOMMU_NO_VIOMMU (1 << 4)
+#define MOCK_IOMMU_HALF_VIOMMU (1 << 5)
+#endif
+
 /* Kinds of results, which are also what fields are to be */
 enum kind {
 	FILE_FD,
@@ -428,10 +441,21 @@ static const struct op ops[] = {
 		T_CONST(trigger_iopf.addr, IOVAS) } },
 	{ TEST("vevent", 40, IOMMU_TEST_OP_TRIGGER_VEVENT), .fields = {
 		FD, T_REF(trigger_vevent.dev_id, K(DEVICE)) } },
+#ifdef SERIES_7_3
+	{ TEST("pasid_attach", 20, IOMMU_TEST_OP_PASID_ATTACH), .fields = {
+		FD, T_REF(id, K(STDEV)), T_CONST(pasid_attach.pasid, 1, 2, 0, 1024),
+		T_REF(pasid_attach.pt_id, K(NESTED) | K(HWPT) | K(IOAS)) } },
+	{ TEST("pasid_replace", 20, IOMMU_TEST_OP_PASID_REPLACE), .fields = {
+		FD, T_REF(id, K(STDEV)), T_CONST(pasid_replace.pasid, 1, 2, 0, 1024),
+		T_REF(pasid_replace.pt_id, K(NESTED) | K(HWPT) | K(IOAS)) } },
+	{ TEST("pasid_detach", 10, IOMMU_TEST_OP_PASID_DETACH), .fields = {
+		FD, T_REF(id, K(STDEV)), T_CONST(pasid_detach.pasid, 1, 2, 0, 1024) } },
+#else
 	{ TEST("vevent_irq", 20, IOMMU_TEST_OP_TRIGGER_VEVENT_IRQ), .fields = {
 		FD, T_REF(trigger_vevent.dev_id, K(DEVICE)) } },
 	{ TEST("vevent_long", 20, IOMMU_TEST_OP_TRIGGER_VEVENT_LONG), .fields = {
 		FD, T_REF(trigger_vevent.dev_id, K(DEVICE)) } },
+#endif
 	{ TEST("iommu_register", 8, IOMMU_TEST_OP_IOMMU_REGISTER), .fields = {
 		FD, T_FLAGS(iommu_register.flags, 0, MOCK_IOMMU_ONE_GROUP,
 			    MOCK_IOMMU_SAME_ADDRESS, MOCK_IOMMU_SYSFS_FIRST,
@@ -440,12 +464,14 @@ static const struct op ops[] = {
 		T_OUT(iommu_register.out_iommu_id, K(IOMMU)) } },
 	{ TEST("iommu_unregister", 14, IOMMU_TEST_OP_IOMMU_UNREGISTER), .fields = {
 		FD, T_REF(id, K(IOMMU)) } },
+#ifndef SERIES_7_3
 	{ TEST("viommu_call", 20, IOMMU_TEST_OP_VIOMMU_CALL), .fields = {
 		FD, T_REF(id, K(VIOMMU)) } },
 	{ TEST("state", 2, IOMMU_TEST_OP_STATE), .fields = {
 		FD, T_CONST(state.uptr, ARENA, 0, RDONLY, WINDOW),
 		T_REF(state.ioas_id, K(IOAS)), T_REF(state.iommu_id, K(IOMMU)) } },
 	{ TEST("viommu_stats", 1, IOMMU_TEST_OP_VIOMMU_STATS), .fields = { FD } },
+#endif
 	{ TEST("park", 4, IOMMU_TEST_OP_PARK), .undo = UNDO_PARK, .fields = {
 		FD, T_CONST(park.point, 13, 0, 4, 5, 6, 9, 10, 11, 12, 18),
 		T_CONST(park.action, MOCK_PARK_RELEASE, MOCK_PARK_ARM,

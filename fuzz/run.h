@@ -628,12 +628,18 @@ struct state {
 	unsigned int devices;
 	unsigned int iommus;
 	unsigned int groups;
+#ifndef SERIES_7_3
 	/* Pages that are pinned, and charged for */
 	struct iommu_test_state test;
+#endif
 };
 
 static void get_state(struct state *state)
 {
+#ifdef SERIES_7_3
+	/* Its mock driver does not tell more */
+	memset(state, 0, sizeof(*state));
+#else
 	int fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
 	struct iommu_test_cmd cmd = { .op = IOMMU_TEST_OP_VIOMMU_STATS };
 
@@ -645,6 +651,7 @@ static void get_state(struct state *state)
 	cmd.state.uptr = (uintptr_t)&state->test;
 	test_cmd(fd, &cmd);
 	close(fd);
+#endif
 	state->devices = count_dir("/sys/bus/iommufd_mock/devices");
 	state->iommus = count_dir("/sys/class/iommu");
 	state->groups = count_dir("/sys/kernel/iommu_groups");
@@ -738,7 +745,9 @@ static bool run(const struct step *steps, unsigned int n, uint64_t iommus,
 	if (before.devices != after.devices || before.iommus != after.iommus ||
 	    before.groups != after.groups)
 		report("a device, an IOMMU or a group is left");
+#ifndef SERIES_7_3
 	if (memcmp(&before.test, &after.test, sizeof(before.test)))
 		report("pages or counts are not as they were");
+#endif
 	return true;
 }

@@ -32,6 +32,7 @@
 
 #define __EXPORTED_HEADERS__
 #include "iommufd_race.h"
+#include "series.h"
 
 #define NUM_READINGS 5
 /* Readings take long on a kernel with KASAN; so many cycles get two only */
@@ -497,8 +498,7 @@ static bool check_alive(struct machine *m)
 	uint32_t data = 0;
 
 	return must(0, _test_cmd_viommu_call(m->fd, m->id[VIOMMU])) &&
-	       must(0, _test_cmd_get_hw_info(m->fd, m->id[DEVICE], NULL, 0,
-					     NULL, NULL)) &&
+	       must(0, hw_info(m->fd, m->id[DEVICE])) &&
 	       must(0, write(pipe_fd[1], m->region, 4) != 4) &&
 	       must(0, read(pipe_fd[0], &data, 4) != 4 || data != REGION_DATA);
 }
@@ -624,8 +624,7 @@ static int do_op(struct machine *m, enum op what, uint64_t *state)
 	case OP_INVALIDATE_NESTED:
 		return do_invalidate(get(m->fd), get(m->id[NESTED]), true);
 	case OP_INFO:
-		return _test_cmd_get_hw_info(get(m->fd), get(m->id[DEVICE]),
-					     NULL, 0, NULL, NULL);
+		return hw_info(get(m->fd), get(m->id[DEVICE]));
 	case OP_ATTACH:
 		return _test_cmd_mock_domain_replace(get(m->fd),
 						     get(m->stdev_id),

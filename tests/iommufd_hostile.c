@@ -27,6 +27,7 @@
 #define __EXPORTED_HEADERS__
 #include "../kselftest.h"
 #include "iommufd_utils.h"
+#include "series.h"
 
 #define NUM_PROCS 2
 #define NUM_THREADS 3
@@ -640,7 +641,11 @@ static int do_destroy(struct worker *w, int fd, struct file_state *file)
 /* Numbers that mean something in other kernels */
 static int do_no_ioctl(struct worker *w, int fd)
 {
+#ifdef SERIES_7_3
+	static const unsigned int nr[] = { 0x96, 0x97, 0x9f };
+#else
 	static const unsigned int nr[] = { 0x8f, 0x92, 0x95 };
+#endif
 	uint32_t arg[8] = { sizeof(arg) };
 
 	return call(w, fd, _IO(IOMMUFD_TYPE, nr[rnd(&w->state, ARRAY_SIZE(nr))]), arg,
