@@ -1395,6 +1395,9 @@ bound:
 	 * = iommufd_object_remove() drivers/iommu/iommufd/main.c
 	 * = iommufd_object_dec_wait_shortterm() drivers/iommu/iommufd/main.c 6.12
 	 * = iommufd_object_dec_wait() drivers/iommu/iommufd/main.c 7.3
+	 * Until it has come to 0 nothing keeps the count from going up again. That this
+	 * returns is checked with one thread: two threads of user space with never a gap
+	 * between their calls for this device hold it up, and unregister behind it.
 	 */
 	unbinding[d] = 1;
 	iommu_device_claim_holder(d, ret);
