@@ -207,12 +207,16 @@ byte holder_iommu[NO];
 #define on_iommu(o) holder_iommu[o]
 /* How many are built on it, on whichever instance. It is not revoked before them. */
 byte uppers[NO];
+/* Of these, how many have put their holder, and are about to let go of its users count */
+byte leaving[NO];
+#define LEAVING(o) leaving[o]
 #ifdef BROKEN_UPPERS_ARE_NOT_COUNTED
 #define has_uppers(o) 0
 #else
 #define has_uppers(o) uppers[o]
 #endif
 #else
+#define LEAVING(o) 0
 #define has_uppers(o) 0
 #define on_iommu(o) iommu(o)
 #endif
@@ -570,6 +574,7 @@ inline iommu_device_put_holder(o)
 		:: parent(o) != NONE ->
 			MEM(mem[parent(o)]);
 			uppers[parent(o)]--;
+			leaving[parent(o)]++;
 			if
 			:: !registered[on_iommu(parent(o))] -> wake_up_all(DEVICE_WAIT)
 			:: else
@@ -765,7 +770,13 @@ inline put_lower(o, now)
 #else
 	:: parent(o) != NONE && (now) ->
 #endif
-		d_step { MEM(mem[parent(o)]); obj_users[parent(o)]-- }
+		d_step {
+			MEM(mem[parent(o)]);
+#ifdef MOVABLE
+			leaving[parent(o)]--;
+#endif
+			obj_users[parent(o)]--
+		}
 	:: else
 	fi
 }
@@ -1587,8 +1598,12 @@ destroy:
 		if
 		:: ret -> obj_users[o] = 0; xa[o] = FREE
 		:: else ->
-			/* If it is revoked, and all of it is over, nothing is in the way */
-			L6(!(xa[o] == PUBLISHED && revoked[o] && !alive[on_iommu(o)] && obj_users[o] > 1 + PAUSED(o)))
+			/*
+			 * If it is revoked, and all of it is over, nothing is in the way; of what was
+			 * built on it, it may be over a moment later, if that is on another IOMMU
+			 */
+			L6(!(xa[o] == PUBLISHED && revoked[o] && !alive[on_iommu(o)] &&
+			     obj_users[o] > 1 + PAUSED(o) + LEAVING(o)))
 		fi
 	};
 	if
