@@ -11,10 +11,13 @@
 #include <linux/delay.h>
 #include <linux/iommu.h>
 #include <linux/kthread.h>
+#include <linux/mmu_notifier.h>
 #include <linux/pci.h>
 #include <linux/pci-ats.h>
 #include <linux/platform_device.h>
 #include <linux/property.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/task.h>
 #include <linux/string.h>
 
 #include "iommu-priv.h"
@@ -39,6 +42,20 @@ struct test_iommu {
 	unsigned int released;
 	/* What the device was attached to that was released last */
 	struct iommu_domain *released_from;
+	/* What the driver has been told about PASIDs and their domains */
+	unsigned int pasids;
+	unsigned int sva_domains;
+	unsigned int flushes;
+	/* It does not come out of a callback before this */
+	struct completion *flushing;
+	struct completion *flush;
+	bool freed_too_early;
+	/* It takes page requests while there is a domain that wants them */
+	struct iopf_queue *queue;
+	unsigned int iopf_domains;
+	unsigned int responses;
+	enum iommu_page_response_code response;
+	struct iommu_sva *bond;
 
 	struct task_struct *thread;
 	struct completion begun;
@@ -60,7 +77,28 @@ static int test_attach(struct iommu_domain *domain, struct device *dev,
 static int test_attach_pasid(struct iommu_domain *domain, struct device *dev,
 			     ioasid_t pasid, struct iommu_domain *old)
 {
+	struct test_iommu **t = dev_get_platdata(dev);
+	struct iopf_queue *queue = (*t)->queue;
+
+	if (domain->type == IOMMU_DOMAIN_BLOCKED) {
+		(*t)->pasids--;
+		if (queue && old->iopf_handler && !--(*t)->iopf_domains)
+			iopf_queue_remove_device(queue, dev);
+		return 0;
+	}
+	(*t)->pasids++;
+	if (queue && domain->iopf_handler && !(*t)->iopf_domains++)
+		return iopf_queue_add_device(queue, dev);
 	return 0;
+}
+
+static void test_page_response(struct device *dev, struct iopf_fault *fault,
+			       struct iommu_page_response *response)
+{
+	struct test_iommu **t = dev_get_platdata(dev);
+
+	(*t)->responses++;
+	(*t)->response = response->code;
 }
 
 static const struct iommu_domain_ops test_domain_ops = {
@@ -118,6 +156,75 @@ static void test_release_device(struct device *dev)
 	}
 }
 
+#if IS_ENABLED(CONFIG_IOMMU_SVA) && IS_ENABLED(CONFIG_MMU_NOTIFIER) && \
+	IS_ENABLED(CONFIG_IOMMU_IOPF)
+#define TEST_SVA 1
+
+struct test_sva {
+	struct iommu_domain domain;
+	struct mmu_notifier notifier;
+	struct test_iommu *t;
+};
+
+static void test_sva_free(struct iommu_domain *domain)
+{
+	struct test_sva *sva = container_of(domain, struct test_sva, domain);
+
+	sva->t->sva_domains--;
+	mmu_notifier_put(&sva->notifier);
+}
+
+static void test_sva_flush(struct mmu_notifier *mn, struct mm_struct *mm,
+			   unsigned long start, unsigned long end)
+{
+	struct test_iommu *t = container_of(mn, struct test_sva, notifier)->t;
+
+	/* The driver is looking into its instance */
+	t->flushes++;
+	if (!t->flush)
+		return;
+	complete(t->flushing);
+	wait_for_completion(t->flush);
+	t->freed_too_early = completion_done(&t->ended);
+}
+
+static void test_sva_free_notifier(struct mmu_notifier *mn)
+{
+	kfree(container_of(mn, struct test_sva, notifier));
+}
+
+static const struct mmu_notifier_ops test_sva_notifier_ops = {
+	.arch_invalidate_secondary_tlbs = test_sva_flush,
+	.free_notifier = test_sva_free_notifier,
+};
+
+static struct iommu_domain *test_alloc_sva(struct device *dev,
+					   struct mm_struct *mm)
+{
+	static const struct iommu_domain_ops ops = {
+		.set_dev_pasid = test_attach_pasid,
+		.free = test_sva_free,
+	};
+	struct test_iommu **t = dev_get_platdata(dev);
+	struct test_sva *sva;
+	int ret;
+
+	sva = kzalloc_obj(*sva);
+	if (!sva)
+		return ERR_PTR(-ENOMEM);
+	sva->t = *t;
+	sva->domain.ops = &ops;
+	sva->notifier.ops = &test_sva_notifier_ops;
+	ret = mmu_notifier_register(&sva->notifier, mm);
+	if (ret) {
+		kfree(sva);
+		return ERR_PTR(ret);
+	}
+	(*t)->sva_domains++;
+	return &sva->domain;
+}
+#endif
+
 static const struct iommu_ops test_ops = {
 	.default_domain = &test_default_domain,
 	.blocked_domain = &test_blocked_domain,
@@ -126,6 +233,10 @@ static const struct iommu_ops test_ops = {
 	.probe_finalize = test_probe_finalize,
 	.release_device = test_release_device,
 	.device_group = test_device_group,
+#ifdef TEST_SVA
+	.domain_alloc_sva = test_alloc_sva,
+	.page_response = test_page_response,
+#endif
 };
 
 /* A device that will be probed when an instance is registered */
@@ -840,6 +951,74 @@ static void test_lose_dma_owner(struct kunit *test)
 	iommu_device_unregister(&t->iommu);
 }
 
+/* What the firmware's description does when a driver is bound */
+static int test_probe_again(struct test_iommu *t, struct device *dev)
+{
+	int ret;
+
+	mutex_lock(&iommu_probe_device_lock);
+	ret = iommu_fwspec_init(dev, t->fwnode);
+	mutex_unlock(&iommu_probe_device_lock);
+	return ret ?: iommu_probe_device(dev);
+}
+
+/* As a whole. A device is in use by somebody who does not know about it. */
+static void test_lose_group_owner(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct device *dev = &t->pdev->dev;
+	struct iommu_group *group = iommu_group_get(dev);
+
+	KUNIT_ASSERT_NOT_NULL(test, group);
+	KUNIT_EXPECT_PTR_EQ(test, &t->iommu, iommu_device_get_group(group));
+	iommu_device_put(&t->iommu);
+
+	KUNIT_ASSERT_EQ(test, 0, iommu_group_claim_dma_owner(group, test));
+	iommu_device_lose_dma_owner(dev, group);
+	iommu_group_revoke_dma_owner(group);
+	KUNIT_EXPECT_FALSE(test, iommu_group_dma_owner_claimed(group));
+	KUNIT_EXPECT_EQ(test, -ENODEV, iommu_group_claim_dma_owner(group, t));
+	KUNIT_EXPECT_EQ(test, -ENODEV, iommu_device_use_default_domain(dev));
+	test_group_is_blocked(test);
+	iommu_device_unregister(&t->iommu);
+	KUNIT_EXPECT_PTR_EQ(test, ERR_PTR(-ENODEV),
+			    iommu_device_get_group(group));
+
+	/* It is not in this group any more, and in no other before it is idle */
+	iommu_device_lose_dma_owner(dev, group);
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_register(&t->iommu, &test_ops,
+						       t->hwdev));
+	KUNIT_EXPECT_EQ(test, -ENODEV, test_probe_again(t, dev));
+	KUNIT_EXPECT_FALSE(test, device_iommu_mapped(dev));
+	iommu_device_forget_dma_owner(dev);
+	KUNIT_EXPECT_EQ(test, 0, test_probe_again(t, dev));
+	KUNIT_EXPECT_TRUE(test, device_iommu_mapped(dev));
+	KUNIT_EXPECT_PTR_EQ(test, ERR_PTR(-ENODEV),
+			    iommu_device_get_group(group));
+	iommu_group_put(group);
+}
+
+/* A driver in the kernel uses a PASID, and is not told that the IOMMU goes */
+static void test_lose_pasids(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct device *dev = &t->pdev->dev;
+	struct iommu_domain domain = {
+		.type = IOMMU_DOMAIN_UNMANAGED,
+		.owner = &test_ops,
+		.ops = &test_domain_ops,
+	};
+
+	dev->iommu->max_pasids = 16;
+	KUNIT_ASSERT_EQ(test, 0,
+			iommu_attach_device_pasid(&domain, dev, 1, NULL));
+	KUNIT_ASSERT_EQ(test, 0,
+			iommu_attach_device_pasid(&domain, dev, 2, NULL));
+	KUNIT_EXPECT_EQ(test, 2, t->pasids);
+	iommu_device_unregister(&t->iommu);
+	KUNIT_EXPECT_EQ(test, 0, t->pasids);
+}
+
 /* The other driver would look for its own data in it */
 static void test_replace_foreign_domain(struct kunit *test)
 {
@@ -1290,6 +1469,398 @@ static void test_second_hang_is_reported(struct kunit *test)
 	test_hang(test, HZ, 300, 1500);
 }
 
+#ifdef TEST_SVA
+static struct mm_struct *test_mm(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct mm_struct *mm = mm_alloc();
+
+	KUNIT_ASSERT_NOT_NULL(test, mm);
+	/* No firmware says it */
+	t->pdev->dev.iommu->max_pasids = 16;
+	return mm;
+}
+
+/* Without an IOMMU that goes away */
+static void test_sva(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct mm_struct *mm = test_mm(test), *other = test_mm(test);
+	struct device *dev = &t->pdev->dev;
+	struct iommu_sva *bond, *another;
+
+	bond = iommu_sva_bind_device(dev, mm);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(bond));
+	KUNIT_EXPECT_PTR_EQ(test, bond, iommu_sva_bind_device(dev, mm));
+	KUNIT_EXPECT_EQ(test, 1, t->pasids);
+	another = iommu_sva_bind_device(dev, other);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(another));
+	KUNIT_EXPECT_PTR_NE(test, bond, another);
+	KUNIT_EXPECT_EQ(test, 2, t->pasids);
+	KUNIT_EXPECT_EQ(test, 2, t->sva_domains);
+	KUNIT_EXPECT_NE(test, iommu_sva_get_pasid(bond),
+			iommu_sva_get_pasid(another));
+
+	/* Page tables of the kernel are invalidated for each mm that is bound */
+	iommu_sva_invalidate_kva_range(0, PAGE_SIZE);
+	KUNIT_EXPECT_EQ(test, 2, t->flushes);
+	iommu_sva_unbind_device(bond);
+	KUNIT_EXPECT_EQ(test, 2, t->pasids);
+	iommu_sva_unbind_device(bond);
+	iommu_sva_invalidate_kva_range(0, PAGE_SIZE);
+	KUNIT_EXPECT_EQ(test, 3, t->flushes);
+	iommu_sva_unbind_device(another);
+	iommu_sva_invalidate_kva_range(0, PAGE_SIZE);
+	KUNIT_EXPECT_EQ(test, 3, t->flushes);
+	KUNIT_EXPECT_EQ(test, 0, t->pasids);
+	KUNIT_EXPECT_EQ(test, 0, t->sva_domains);
+	mmput(mm);
+	mmput(other);
+}
+
+/* A bond whose device asks for pages */
+static struct iommu_sva *test_sva_with_requests(struct kunit *test,
+						struct mm_struct *mm)
+{
+	struct test_iommu *t = test->priv;
+
+	t->queue = iopf_queue_alloc("iommu-device-test");
+	KUNIT_ASSERT_NOT_NULL(test, t->queue);
+	t->bond = iommu_sva_bind_device(&t->pdev->dev, mm);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(t->bond));
+	return t->bond;
+}
+
+/* Page 1 is read */
+static int test_page_request(struct iommu_sva *bond)
+{
+	struct iopf_fault fault = {
+		.fault = {
+			.type = IOMMU_FAULT_PAGE_REQ,
+			.prm = {
+				.flags = IOMMU_FAULT_PAGE_REQUEST_PASID_VALID |
+					 IOMMU_FAULT_PAGE_REQUEST_LAST_PAGE,
+				.pasid = iommu_sva_get_pasid(bond),
+				.perm = IOMMU_FAULT_PERM_READ,
+				.addr = PAGE_SIZE,
+			},
+		},
+	};
+
+	return iommu_report_device_fault(bond->dev, &fault);
+}
+
+/* The memory of the process is not served: nobody gets its mmap_lock */
+struct test_stall {
+	struct mm_struct *mm;
+	struct task_struct *thread;
+	struct completion begun;
+	struct completion go;
+};
+
+static int stall_thread(void *arg)
+{
+	struct test_stall *stall = arg;
+
+	mmap_write_lock(stall->mm);
+	complete(&stall->begun);
+	wait_for_completion(&stall->go);
+	mmap_write_unlock(stall->mm);
+	return 0;
+}
+
+static void test_stall(struct kunit *test, struct test_stall *stall,
+		       struct mm_struct *mm)
+{
+	stall->mm = mm;
+	init_completion(&stall->begun);
+	init_completion(&stall->go);
+	stall->thread = kthread_run(stall_thread, stall, "sva-stall");
+	KUNIT_ASSERT_FALSE(test, IS_ERR(stall->thread));
+	get_task_struct(stall->thread);
+	wait_for_completion(&stall->begun);
+}
+
+static void test_stall_end(struct test_stall *stall)
+{
+	complete(&stall->go);
+	kthread_stop(stall->thread);
+	put_task_struct(stall->thread);
+}
+
+static int sva_unbind_thread(void *arg)
+{
+	struct test_iommu *t = arg;
+
+	iommu_sva_unbind_device(t->bond);
+	complete(&t->ended);
+	return 0;
+}
+
+/* There is no such page. Then a request that is being handled when it is unbound. */
+static void test_sva_request(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct mm_struct *mm = test_mm(test);
+	struct iommu_sva *bond = test_sva_with_requests(test, mm);
+	struct test_stall stall;
+	int i;
+
+	KUNIT_EXPECT_EQ(test, 0, test_page_request(bond));
+	for (i = 0; i != 100 && !READ_ONCE(t->responses); i++)
+		msleep(20);
+	KUNIT_EXPECT_EQ(test, 1, t->responses);
+	KUNIT_EXPECT_EQ(test, IOMMU_PAGE_RESP_INVALID, t->response);
+
+	test_stall(test, &stall, mm);
+	KUNIT_EXPECT_EQ(test, 0, test_page_request(bond));
+	msleep(50);
+	t->thread = kthread_run(sva_unbind_thread, t, "sva-unbind");
+	KUNIT_EXPECT_FALSE(test, IS_ERR(t->thread));
+	/* Nobody waits for the memory */
+	KUNIT_EXPECT_TRUE(test, wait_for_completion_timeout(&t->ended, 5 * HZ));
+	KUNIT_EXPECT_EQ(test, 2, t->responses);
+	KUNIT_EXPECT_EQ(test, IOMMU_PAGE_RESP_INVALID, t->response);
+	KUNIT_EXPECT_EQ(test, 0, t->pasids);
+	test_stall_end(&stall);
+	/* When it has been handled nobody is told again */
+	msleep(50);
+	KUNIT_EXPECT_EQ(test, 2, t->responses);
+	iopf_queue_free(t->queue);
+	mmput(mm);
+}
+
+static void test_sva_revoked(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct mm_struct *mm = test_mm(test);
+	struct device *dev = &t->pdev->dev;
+	struct iommu_sva *bond;
+	u32 pasid;
+
+	bond = iommu_sva_bind_device(dev, mm);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(bond));
+	KUNIT_ASSERT_PTR_EQ(test, bond, iommu_sva_bind_device(dev, mm));
+	pasid = iommu_sva_get_pasid(bond);
+	KUNIT_EXPECT_EQ(test, 1, t->iommu.users);
+
+	iommu_device_unregister(&t->iommu);
+	KUNIT_EXPECT_EQ(test, 0, t->pasids);
+	KUNIT_EXPECT_EQ(test, 0, t->sva_domains);
+	KUNIT_EXPECT_EQ(test, pasid, iommu_sva_get_pasid(bond));
+	KUNIT_EXPECT_PTR_EQ(test, ERR_PTR(-ENODEV),
+			    iommu_sva_bind_device(dev, mm));
+	iommu_sva_invalidate_kva_range(0, PAGE_SIZE);
+	KUNIT_EXPECT_EQ(test, 0, t->flushes);
+
+	/* The last process goes first, and the mm's notifier with it */
+	mmput(mm);
+	iommu_sva_unbind_device(bond);
+	iommu_sva_unbind_device(bond);
+	KUNIT_EXPECT_EQ(test, 0, t->pasids);
+	KUNIT_EXPECT_EQ(test, 0, t->sva_domains);
+}
+
+/* The IOMMU comes back, and the mm is bound again before the old bond is let go */
+static void test_sva_comes_back(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct mm_struct *mm = test_mm(test);
+	struct device *dev = &t->pdev->dev;
+	struct iommu_sva *bond, *again;
+
+	bond = iommu_sva_bind_device(dev, mm);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(bond));
+	iommu_device_unregister(&t->iommu);
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_register(&t->iommu, &test_ops,
+						       t->hwdev));
+	KUNIT_ASSERT_EQ(test, 0, test_probe_again(t, dev));
+	dev->iommu->max_pasids = 16;
+	again = iommu_sva_bind_device(dev, mm);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(again));
+	KUNIT_EXPECT_PTR_NE(test, bond, again);
+	KUNIT_EXPECT_EQ(test, iommu_sva_get_pasid(bond),
+			iommu_sva_get_pasid(again));
+	iommu_sva_unbind_device(bond);
+	KUNIT_EXPECT_EQ(test, 1, t->pasids);
+	KUNIT_EXPECT_EQ(test, 1, t->sva_domains);
+	iommu_sva_unbind_device(again);
+	KUNIT_EXPECT_EQ(test, 0, t->pasids);
+	KUNIT_EXPECT_EQ(test, 0, t->sva_domains);
+	mmput(mm);
+}
+
+static int sva_flush_thread(void *arg)
+{
+	struct mm_struct *mm = arg;
+
+	mmu_notifier_arch_invalidate_secondary_tlbs(mm, 0, PAGE_SIZE);
+	return 0;
+}
+
+/* The driver is in the mm's notifier when the IOMMU goes away */
+static void test_sva_notified(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct mm_struct *mm = test_mm(test);
+	DECLARE_COMPLETION_ONSTACK(flushing);
+	DECLARE_COMPLETION_ONSTACK(flush);
+	struct task_struct *thread;
+	struct iommu_sva *bond;
+	bool waits;
+
+	t->flushing = &flushing;
+	t->flush = &flush;
+	bond = iommu_sva_bind_device(&t->pdev->dev, mm);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(bond));
+	thread = kthread_run(sva_flush_thread, mm, "sva-flush");
+	KUNIT_ASSERT_FALSE(test, IS_ERR(thread));
+	get_task_struct(thread);
+	wait_for_completion(&flushing);
+
+	unregister_start(test);
+	waits = unregister_waits(t);
+	complete(&flush);
+	KUNIT_EXPECT_TRUE(test, waits);
+	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
+	kthread_stop(thread);
+	put_task_struct(thread);
+	KUNIT_EXPECT_FALSE(test, t->freed_too_early);
+	iommu_sva_unbind_device(bond);
+	mmput(mm);
+}
+
+/* A page request that is being handled when the IOMMU goes away, and a later one */
+static void test_sva_request_revoked(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct mm_struct *mm = test_mm(test);
+	struct iommu_sva *bond = test_sva_with_requests(test, mm);
+	struct test_stall stall;
+
+	test_stall(test, &stall, mm);
+	KUNIT_EXPECT_EQ(test, 0, test_page_request(bond));
+	msleep(50);
+	unregister_start(test);
+	/* Nobody waits for the memory */
+	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
+	KUNIT_EXPECT_EQ(test, 0, t->pasids);
+	KUNIT_EXPECT_EQ(test, 1, t->responses);
+	KUNIT_EXPECT_EQ(test, IOMMU_PAGE_RESP_INVALID, t->response);
+	iopf_queue_free(t->queue);
+	iommu_sva_unbind_device(bond);
+	test_stall_end(&stall);
+	msleep(50);
+	KUNIT_EXPECT_EQ(test, 1, t->responses);
+	mmput(mm);
+}
+
+static int test_sva_report(struct iopf_group *group)
+{
+	struct test_iommu **t = dev_get_platdata(group->fault_param->dev);
+
+	complete((*t)->flushing);
+	wait_for_completion((*t)->flush);
+	return -EBUSY;
+}
+
+static int sva_report_thread(void *arg)
+{
+	return test_page_request(arg);
+}
+
+/* A page request that is with the handler of the bond's domain meanwhile */
+static void test_sva_reported(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct mm_struct *mm = test_mm(test);
+	struct iommu_sva *bond = test_sva_with_requests(test, mm);
+	DECLARE_COMPLETION_ONSTACK(flushing);
+	DECLARE_COMPLETION_ONSTACK(flush);
+	struct task_struct *thread;
+	bool waits;
+
+	bond->handle.domain->iopf_handler = test_sva_report;
+	t->flushing = &flushing;
+	t->flush = &flush;
+	thread = kthread_run(sva_report_thread, bond, "sva-report");
+	KUNIT_ASSERT_FALSE(test, IS_ERR(thread));
+	get_task_struct(thread);
+	wait_for_completion(&flushing);
+
+	unregister_start(test);
+	waits = unregister_waits(t);
+	KUNIT_EXPECT_EQ(test, 1, t->sva_domains);
+	complete(&flush);
+	KUNIT_EXPECT_TRUE(test, waits);
+	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
+	KUNIT_EXPECT_EQ(test, 0, kthread_stop(thread));
+	put_task_struct(thread);
+	KUNIT_EXPECT_EQ(test, 0, t->sva_domains);
+	KUNIT_EXPECT_EQ(test, 1, t->responses);
+	iopf_queue_free(t->queue);
+	iommu_sva_unbind_device(bond);
+	mmput(mm);
+}
+
+struct test_sva_bind {
+	struct device *dev;
+	struct mm_struct *mm;
+	struct completion begun;
+	struct completion ended;
+	struct iommu_sva *bond;
+};
+
+static int sva_bind_thread(void *arg)
+{
+	struct test_sva_bind *b = arg;
+
+	complete(&b->begun);
+	b->bond = iommu_sva_bind_device(b->dev, b->mm);
+	complete(&b->ended);
+	return 0;
+}
+
+/* One is being made, and waits for its process. The others do not. */
+static void test_sva_bind_waits(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct mm_struct *mm = test_mm(test), *other = test_mm(test);
+	struct test_sva_bind b = { .dev = &t->pdev->dev, .mm = mm };
+	struct task_struct *thread;
+	struct test_stall stall;
+	struct iommu_sva *bond;
+	bool waits;
+
+	init_completion(&b.begun);
+	init_completion(&b.ended);
+	bond = iommu_sva_bind_device(b.dev, other);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(bond));
+
+	test_stall(test, &stall, mm);
+	thread = kthread_run(sva_bind_thread, &b, "sva-bind");
+	KUNIT_EXPECT_FALSE(test, IS_ERR(thread));
+	wait_for_completion(&b.begun);
+	msleep(50);
+	KUNIT_EXPECT_FALSE(test, completion_done(&b.ended));
+	KUNIT_EXPECT_PTR_EQ(test, bond, iommu_sva_bind_device(b.dev, other));
+	iommu_sva_unbind_device(bond);
+	unregister_start(test);
+	waits = unregister_waits(t);
+	KUNIT_EXPECT_EQ(test, 0, t->pasids);
+	test_stall_end(&stall);
+	KUNIT_EXPECT_TRUE(test, waits);
+	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
+	wait_for_completion(&b.ended);
+	KUNIT_EXPECT_PTR_EQ(test, ERR_PTR(-ENODEV), b.bond);
+	KUNIT_EXPECT_EQ(test, 0, t->pasids);
+	KUNIT_EXPECT_EQ(test, 0, t->sva_domains);
+	iommu_sva_unbind_device(bond);
+	mmput(mm);
+	mmput(other);
+}
+#endif /* TEST_SVA */
+
 static struct kunit_case iommu_device_test_cases[] = {
 	KUNIT_CASE(test_get_put),
 	KUNIT_CASE(test_unregister_waits),
@@ -1311,6 +1882,8 @@ static struct kunit_case iommu_device_test_cases[] = {
 	KUNIT_CASE(test_reset_during_unregister),
 #endif
 	KUNIT_CASE(test_lose_dma_owner),
+	KUNIT_CASE(test_lose_group_owner),
+	KUNIT_CASE(test_lose_pasids),
 	KUNIT_CASE(test_replace_foreign_domain),
 	KUNIT_CASE(test_revoke_newest_first),
 	KUNIT_CASE(test_movable),
@@ -1321,6 +1894,16 @@ static struct kunit_case iommu_device_test_cases[] = {
 	KUNIT_CASE(test_put_late),
 	KUNIT_CASE(test_moved_lower),
 	KUNIT_CASE(test_stuck_elsewhere),
+#ifdef TEST_SVA
+	KUNIT_CASE(test_sva),
+	KUNIT_CASE(test_sva_request),
+	KUNIT_CASE(test_sva_revoked),
+	KUNIT_CASE(test_sva_comes_back),
+	KUNIT_CASE(test_sva_notified),
+	KUNIT_CASE(test_sva_request_revoked),
+	KUNIT_CASE(test_sva_reported),
+	KUNIT_CASE(test_sva_bind_waits),
+#endif
 	KUNIT_CASE(test_hang_is_reported),
 	KUNIT_CASE(test_second_hang_is_reported),
 	{}

@@ -262,9 +262,9 @@ static void iommufd_vdevice_publish(struct iommufd_vdevice *vdev)
 	struct iommufd_viommu *viommu = vdev->viommu;
 	struct dev_iommu *param = vdev->idev->dev->iommu;
 
-	/* The ID is reserved, so this does not allocate memory */
-	WARN_ON(xa_is_err(xa_store(&viommu->vdevs, vdev->virt_id, vdev,
-				   GFP_KERNEL_ACCOUNT)));
+	xa_lock(&viommu->vdevs);
+	vdev->hidden = false;
+	xa_unlock(&viommu->vdevs);
 
 	spin_lock_irq(&viommu->virt_id_lock);
 	param->virt_id = vdev->virt_id;
@@ -464,7 +464,9 @@ iommufd_vdevice_alloc(struct iommufd_viommu *viommu,
 	if (rc)
 		goto out_abort;
 
-	rc = xa_insert(&viommu->vdevs, virt_id, NULL, GFP_KERNEL_ACCOUNT);
+	/* Takes the ID. No look-up finds it before iommufd_vdevice_publish(). */
+	vdev->hidden = true;
+	rc = xa_insert(&viommu->vdevs, virt_id, vdev, GFP_KERNEL_ACCOUNT);
 	if (rc) {
 		if (rc == -EBUSY)
 			rc = -EEXIST;
@@ -490,7 +492,7 @@ out_destroy:
 	iommufd_vdevice_undo_init(vdev);
 	goto out_idev;
 out_erase:
-	xa_release(&viommu->vdevs, virt_id);
+	xa_erase(&viommu->vdevs, virt_id);
 out_idev:
 	xa_lock(&ictx->objects);
 	idev->vdev = NULL;

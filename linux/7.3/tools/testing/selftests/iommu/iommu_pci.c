@@ -23,10 +23,12 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 #include <linux/iommufd.h>
 #include <linux/pci_regs.h>
+#include <linux/userfaultfd.h>
 #include <linux/vfio.h>
 
 #include "../kselftest_harness.h"
@@ -194,13 +196,9 @@ static int edu_cdev(const char *name)
 	return fd;
 }
 
-/* 0 or -errno */
-static int edu_open(struct edu *edu, const char *name, int iommufd)
+/* Of an open device: 0, or -errno and it is closed */
+static int edu_init(struct edu *edu)
 {
-	struct vfio_device_bind_iommufd bind = {
-		.argsz = sizeof(bind),
-		.iommufd = iommufd,
-	};
 	struct vfio_region_info region = {
 		.argsz = sizeof(region),
 		.index = VFIO_PCI_BAR0_REGION_INDEX,
@@ -214,14 +212,11 @@ static int edu_open(struct edu *edu, const char *name, int iommufd)
 	int ret;
 
 	edu->regs = NULL;
-	edu->fd = edu_cdev(name);
 	if (edu->fd == -1)
 		return -errno;
-	if (ioctl(edu->fd, VFIO_DEVICE_BIND_IOMMUFD, &bind) ||
-	    ioctl(edu->fd, VFIO_DEVICE_GET_REGION_INFO, &region) ||
+	if (ioctl(edu->fd, VFIO_DEVICE_GET_REGION_INFO, &region) ||
 	    ioctl(edu->fd, VFIO_DEVICE_GET_REGION_INFO, &config))
 		goto fail;
-	edu->dev_id = bind.out_devid;
 	regs = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, edu->fd,
 		    region.offset);
 	if (regs == MAP_FAILED)
@@ -237,6 +232,29 @@ fail:
 	edu->fd = -1;
 	edu->regs = NULL;
 	return ret;
+}
+
+/* 0 or -errno */
+static int edu_open(struct edu *edu, const char *name, int iommufd)
+{
+	struct vfio_device_bind_iommufd bind = {
+		.argsz = sizeof(bind),
+		.iommufd = iommufd,
+	};
+	int ret;
+
+	edu->regs = NULL;
+	edu->fd = edu_cdev(name);
+	if (edu->fd == -1)
+		return -errno;
+	if (ioctl(edu->fd, VFIO_DEVICE_BIND_IOMMUFD, &bind)) {
+		ret = -errno;
+		close(edu->fd);
+		edu->fd = -1;
+		return ret;
+	}
+	edu->dev_id = bind.out_devid;
+	return edu_init(edu);
 }
 
 static void edu_close(struct edu *edu)
@@ -713,6 +731,562 @@ TEST_F_TIMEOUT(edu, traffic, 36000)
 		ASSERT_EQ(0, edu_attach(&self->edu, self->ioas_id));
 	}
 	close(fd);
+}
+
+/* The same by way of VFIO's own container, which is not iommufd */
+
+static int group_open(const char *name)
+{
+	char path[300], target[300];
+	ssize_t len;
+
+	snprintf(path, sizeof(path), PCI_DEVICES "%s/iommu_group", name);
+	len = readlink(path, target, sizeof(target) - 1);
+	if (len < 0)
+		return -1;
+	target[len] = 0;
+	snprintf(path, sizeof(path), "/dev/vfio/%.100s",
+		 strrchr(target, '/') + 1);
+	return open(path, O_RDWR | O_CLOEXEC);
+}
+
+static int group_set(int group, int container)
+{
+	return ioctl(group, VFIO_GROUP_SET_CONTAINER, &container) ? -errno : 0;
+}
+
+static int group_edu(int group, const char *name, struct edu *edu)
+{
+	edu->fd = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, name);
+	return edu_init(edu);
+}
+
+static int group_viable(int group)
+{
+	struct vfio_group_status status = { .argsz = sizeof(status) };
+
+	if (ioctl(group, VFIO_GROUP_GET_STATUS, &status))
+		return -errno;
+	return !!(status.flags & VFIO_GROUP_FLAGS_VIABLE);
+}
+
+static int container_info(int container)
+{
+	struct vfio_iommu_type1_info info = { .argsz = sizeof(info) };
+
+	return ioctl(container, VFIO_IOMMU_GET_INFO, &info) ? -errno : 0;
+}
+
+static int container_map(int container, void *mem, uint64_t iova, size_t size)
+{
+	struct vfio_iommu_type1_dma_map map = {
+		.argsz = sizeof(map),
+		.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
+		.vaddr = (uintptr_t)mem,
+		.iova = iova,
+		.size = size,
+	};
+
+	return ioctl(container, VFIO_IOMMU_MAP_DMA, &map) ? -errno : 0;
+}
+
+/* How much was unmapped, or -errno */
+static ssize_t container_unmap(int container, uint64_t iova, size_t size)
+{
+	struct vfio_iommu_type1_dma_unmap unmap = {
+		.argsz = sizeof(unmap),
+		.iova = iova,
+		.size = size,
+	};
+
+	return ioctl(container, VFIO_IOMMU_UNMAP_DMA, &unmap) ? -errno :
+								(ssize_t)unmap.size;
+}
+
+static int container_track(int container, int flag)
+{
+	struct vfio_iommu_type1_dirty_bitmap dirty = {
+		.argsz = sizeof(dirty),
+		.flags = flag,
+	};
+
+	return ioctl(container, VFIO_IOMMU_DIRTY_PAGES, &dirty) ? -errno : 0;
+}
+
+/* The bits of up to 64 pages */
+static int container_bitmap(int container, uint64_t iova, size_t size,
+			    uint64_t *bits)
+{
+	struct {
+		struct vfio_iommu_type1_dirty_bitmap head;
+		struct vfio_iommu_type1_dirty_bitmap_get get;
+	} dirty = {
+		.head = {
+			.argsz = sizeof(dirty),
+			.flags = VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP,
+		},
+		.get = {
+			.iova = iova,
+			.size = size,
+			.bitmap = {
+				.pgsize = PAGE,
+				.size = sizeof(*bits),
+				.data = (void *)bits,
+			},
+		},
+	};
+
+	return ioctl(container, VFIO_IOMMU_DIRTY_PAGES, &dirty) ? -errno : 0;
+}
+
+static long number_after(const char *file, const char *name)
+{
+	size_t len = strlen(name);
+	long value = -1;
+	char line[200];
+	FILE *f;
+
+	f = fopen(file, "re");
+	if (!f)
+		return -1;
+	while (value == -1 && fgets(line, sizeof(line), f))
+		if (!strncmp(line, name, len))
+			value = atol(line + len);
+	fclose(f);
+	return value;
+}
+
+/* Locked memory of the program, in KiB */
+static long locked(void)
+{
+	return number_after("/proc/self/status", "VmLck:");
+}
+
+/* Pages of anybody */
+static long pinned(void)
+{
+	/* Each CPU counts by itself, and is in no hurry to tell */
+	write_file("/proc/sys/vm/", "stat_refresh", "1");
+	return number_after("/proc/vmstat", "nr_foll_pin_acquired") -
+	       number_after("/proc/vmstat", "nr_foll_pin_released");
+}
+
+FIXTURE(container)
+{
+	int fd;
+	int group;
+	struct edu edu;
+	uint8_t *mem;
+};
+
+/* 0 or -errno: a container with the one device in it */
+static int container_open(int *fd, int *group, struct edu *edu)
+{
+	int ret;
+
+	*fd = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
+	*group = group_open(EDU);
+	if (*fd == -1 || *group == -1)
+		return -errno;
+	ret = group_set(*group, *fd);
+	if (ret)
+		return ret;
+	if (ioctl(*fd, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU))
+		return -errno;
+	return group_edu(*group, EDU, edu);
+}
+
+static void fd_close(int *fd)
+{
+	if (*fd != -1)
+		close(*fd);
+	*fd = -1;
+}
+
+/* "d" is the device, "g" the group, "c" the container */
+static void container_close(int *fd, int *group, struct edu *edu,
+			    const char *order)
+{
+	for (; *order; order++) {
+		if (*order == 'd')
+			edu_close(edu);
+		else
+			fd_close(*order == 'g' ? group : fd);
+	}
+}
+
+/* Whether the device's DMA to there arrives in the memory, and comes from it */
+static int container_works(struct edu *edu, uint8_t *mem, uint64_t iova)
+{
+	memset(mem, 1, PAGE);
+	if (edu_read(edu, iova))
+		return -1;
+	memset(mem, 2, PAGE);
+	if (edu_write_to(edu, iova))
+		return -1;
+	return all_are(mem, 1);
+}
+
+FIXTURE_SETUP(container)
+{
+	self->edu.fd = -1;
+	self->edu.regs = NULL;
+	self->fd = -1;
+	self->group = -1;
+	iommu_find();
+	if (!exists(PCI_DEVICES, EDU) || !exists(PCI_DEVICES, EDU_SHARED))
+		SKIP(return, "there are no edu devices");
+	ASSERT_EQ(0, everything_back());
+	self->mem = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	ASSERT_NE(MAP_FAILED, (void *)self->mem);
+	ASSERT_EQ(0, container_open(&self->fd, &self->group, &self->edu));
+}
+
+FIXTURE_TEARDOWN(container)
+{
+	container_close(&self->fd, &self->group, &self->edu, "dgc");
+	EXPECT_EQ(0, everything_back());
+}
+
+TEST_F_TIMEOUT(container, translates, 300)
+{
+	ASSERT_EQ(0, container_info(self->fd));
+	ASSERT_EQ(0, container_map(self->fd, self->mem, 0x10000, 2 * PAGE));
+	EXPECT_EQ(8, locked());
+	EXPECT_EQ(1, container_works(&self->edu, self->mem, 0x10000));
+	EXPECT_EQ(1, container_works(&self->edu, self->mem + PAGE, 0x11000));
+	EXPECT_EQ(2 * PAGE, container_unmap(self->fd, 0x10000, 2 * PAGE));
+	EXPECT_EQ(0, locked());
+}
+
+/* What is left of a container, and that it can be closed in any order */
+TEST_F_TIMEOUT(container, lost, 900)
+{
+	static const char *const orders[] = { "dgc", "cgd", "gdc", "dcg" };
+	int i, tries, fd;
+	long before;
+
+	if (!iommu_name[0])
+		SKIP(return, "this is no virtio-iommu");
+	before = pinned();
+	for (i = 0; i != 4; i++) {
+		ASSERT_EQ(0, container_map(self->fd, self->mem, 0x10000,
+					   2 * PAGE));
+		ASSERT_EQ(1, container_works(&self->edu, self->mem, 0x10000));
+		ASSERT_EQ(8, locked());
+		ASSERT_EQ(1, group_viable(self->group));
+
+		ASSERT_EQ(0, iommu_unbind());
+		EXPECT_EQ(-ENODEV, container_info(self->fd));
+		EXPECT_EQ(0, group_viable(self->group));
+		EXPECT_EQ(before, pinned());
+		/* That is done soon afterwards */
+		for (tries = 0; tries != 100 && locked(); tries++)
+			sleep_us(50000);
+		EXPECT_EQ(0, locked());
+		fd = ioctl(self->group, VFIO_GROUP_GET_DEVICE_FD, EDU);
+		EXPECT_EQ(-1, fd);
+		EXPECT_EQ(ENODEV, errno);
+
+		/* The device is there, and reaches nothing */
+		memset(self->mem, 2, PAGE);
+		EXPECT_EQ(0, edu_write_to(&self->edu, 0x10000));
+		EXPECT_TRUE(all_are(self->mem, 2));
+
+		/* A VMM goes on, with its mappings as well */
+		EXPECT_EQ(0, container_map(self->fd, self->mem + 2 * PAGE,
+					   0x20000, PAGE));
+		EXPECT_EQ(-EEXIST, container_map(self->fd, self->mem, 0x10000,
+						 PAGE));
+		EXPECT_EQ(before, pinned());
+		EXPECT_EQ(2 * PAGE,
+			  container_unmap(self->fd, 0x10000, 2 * PAGE));
+		EXPECT_EQ(0, container_unmap(self->fd, 0x10000, 2 * PAGE));
+
+		/* All of it can be closed with and without the IOMMU */
+		if (i % 2)
+			ASSERT_EQ(0, iommu_bind());
+		container_close(&self->fd, &self->group, &self->edu, orders[i]);
+		EXPECT_EQ(0, locked());
+		ASSERT_EQ(0, everything_back());
+		ASSERT_EQ(0, container_open(&self->fd, &self->group,
+					    &self->edu));
+	}
+}
+
+/* Only the group is open, with and without a container that has an IOMMU */
+TEST_F_TIMEOUT(container, group_stays, 300)
+{
+	if (!iommu_name[0])
+		SKIP(return, "this is no virtio-iommu");
+	ASSERT_EQ(0, container_map(self->fd, self->mem, 0x10000, PAGE));
+	edu_close(&self->edu);
+	ASSERT_EQ(0, iommu_unbind());
+	EXPECT_EQ(0, ioctl(self->group, VFIO_GROUP_UNSET_CONTAINER));
+	EXPECT_EQ(0, locked());
+	EXPECT_EQ(-EINVAL, container_unmap(self->fd, 0x10000, PAGE));
+	EXPECT_EQ(-ENODEV, group_set(self->group, self->fd));
+
+	/* It is another group that the device is in after that */
+	ASSERT_EQ(0, iommu_bind());
+	EXPECT_EQ(-ENODEV, group_set(self->group, self->fd));
+	fd_close(&self->group);
+	ASSERT_EQ(0, device_bind(EDU, "vfio-pci"));
+	self->group = group_open(EDU);
+	ASSERT_NE(-1, self->group);
+	ASSERT_EQ(0, group_set(self->group, self->fd));
+
+	/* Nothing is attached to the container's IOMMU, as it has none */
+	ASSERT_EQ(0, iommu_unbind());
+	EXPECT_EQ(-1, ioctl(self->fd, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
+	EXPECT_EQ(ENODEV, errno);
+	EXPECT_EQ(0, ioctl(self->group, VFIO_GROUP_UNSET_CONTAINER));
+}
+
+/* A container that has lost a device gets another one, or the one that came back */
+TEST_F_TIMEOUT(container, comes_back, 300)
+{
+	struct edu other = { .fd = -1 };
+	int group;
+
+	if (!iommu_name[0])
+		SKIP(return, "this is no virtio-iommu");
+	write_file(PCI_DRIVERS, "virtio-pci/unbind", RNG_SHARED);
+	group = group_open(EDU_SHARED);
+	ASSERT_NE(-1, group);
+	ASSERT_EQ(0, container_map(self->fd, self->mem, 0x10000, PAGE));
+	ASSERT_EQ(0, group_set(group, self->fd));
+	ASSERT_EQ(0, group_edu(group, EDU_SHARED, &other));
+	EXPECT_EQ(1, container_works(&self->edu, self->mem, 0x10000));
+	EXPECT_EQ(1, container_works(&other, self->mem, 0x10000));
+
+	/* Both are lost, and the one is given back */
+	ASSERT_EQ(0, iommu_unbind());
+	EXPECT_EQ(-ENODEV, container_info(self->fd));
+	ASSERT_EQ(0, container_map(self->fd, self->mem + PAGE, 0x20000, PAGE));
+	edu_close(&other);
+	fd_close(&group);
+	EXPECT_EQ(-ENODEV, container_info(self->fd));
+
+	ASSERT_EQ(0, iommu_bind());
+	ASSERT_EQ(0, device_bind(EDU_SHARED, "vfio-pci"));
+	group = group_open(EDU_SHARED);
+	ASSERT_NE(-1, group);
+	ASSERT_EQ(0, group_set(group, self->fd));
+	ASSERT_EQ(0, group_edu(group, EDU_SHARED, &other));
+	EXPECT_EQ(0, container_info(self->fd));
+	EXPECT_EQ(8, locked());
+	EXPECT_EQ(1, container_works(&other, self->mem, 0x10000));
+	EXPECT_EQ(1, container_works(&other, self->mem + PAGE, 0x20000));
+	memset(self->mem, 2, PAGE);
+	EXPECT_EQ(0, edu_write_to(&self->edu, 0x10000));
+	EXPECT_TRUE(all_are(self->mem, 2));
+
+	/* The lost one goes, and what the other one has stays */
+	edu_close(&self->edu);
+	fd_close(&self->group);
+	EXPECT_EQ(1, container_works(&other, self->mem, 0x10000));
+	ASSERT_EQ(0, iommu_unbind());
+	edu_close(&other);
+	fd_close(&group);
+	EXPECT_EQ(0, locked());
+}
+
+/* It is one of iommufd's, by the same calls */
+TEST_F_TIMEOUT(container, of_iommufd, 300)
+{
+	int fd;
+
+	if (!iommu_name[0])
+		SKIP(return, "this is no virtio-iommu");
+	container_close(&self->fd, &self->group, &self->edu, "dgc");
+	self->fd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	ASSERT_NE(-1, self->fd);
+	self->group = group_open(EDU);
+	ASSERT_NE(-1, self->group);
+	ASSERT_EQ(0, group_set(self->group, self->fd));
+	ASSERT_EQ(0, ioctl(self->fd, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU));
+	ASSERT_EQ(0, group_edu(self->group, EDU, &self->edu));
+	ASSERT_EQ(0, container_map(self->fd, self->mem, 0x10000, 2 * PAGE));
+	ASSERT_EQ(1, container_works(&self->edu, self->mem, 0x10000));
+
+	ASSERT_EQ(0, iommu_unbind());
+	memset(self->mem, 2, PAGE);
+	EXPECT_EQ(0, edu_write_to(&self->edu, 0x10000));
+	EXPECT_TRUE(all_are(self->mem, 2));
+	EXPECT_EQ(0, container_map(self->fd, self->mem + 2 * PAGE, 0x20000,
+				   PAGE));
+	EXPECT_EQ(2 * PAGE, container_unmap(self->fd, 0x10000, 2 * PAGE));
+	edu_close(&self->edu);
+	fd = ioctl(self->group, VFIO_GROUP_GET_DEVICE_FD, EDU);
+	EXPECT_EQ(-1, fd);
+	EXPECT_EQ(ENODEV, errno);
+}
+
+/* What the device can have written is told once after it is gone */
+TEST_F_TIMEOUT(container, dirty, 300)
+{
+	uint64_t bits = 0;
+	int tries;
+
+	if (!iommu_name[0])
+		SKIP(return, "this is no virtio-iommu");
+	ASSERT_EQ(0, container_map(self->fd, self->mem, 0x10000, 4 * PAGE));
+	ASSERT_EQ(0, container_track(self->fd,
+				     VFIO_IOMMU_DIRTY_PAGES_FLAG_START));
+	ASSERT_EQ(0, container_bitmap(self->fd, 0x10000, 4 * PAGE, &bits));
+	EXPECT_EQ(0xf, bits);
+	ASSERT_EQ(0, iommu_unbind());
+	for (tries = 0; tries != 100 && locked(); tries++)
+		sleep_us(50000);
+	ASSERT_EQ(0, container_bitmap(self->fd, 0x10000, 4 * PAGE, &bits));
+	EXPECT_EQ(0xf, bits);
+	ASSERT_EQ(0, container_bitmap(self->fd, 0x10000, 4 * PAGE, &bits));
+	EXPECT_EQ(0, bits);
+	EXPECT_EQ(0, container_track(self->fd,
+				     VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP));
+	EXPECT_EQ(-EINVAL,
+		  container_bitmap(self->fd, 0x10000, 4 * PAGE, &bits));
+}
+
+struct stall {
+	int container;
+	int group;
+	uint64_t *bits;
+	int ret;
+};
+
+static void *dirty_thread(void *arg)
+{
+	struct stall *stall = arg;
+
+	stall->ret = container_bitmap(stall->container, 0x10000, PAGE,
+				      stall->bits);
+	return NULL;
+}
+
+static void *set_thread(void *arg)
+{
+	struct stall *stall = arg;
+
+	stall->ret = group_set(stall->group, stall->container);
+	return NULL;
+}
+
+static void *unbind_thread(void *arg)
+{
+	*(int *)arg = iommu_unbind();
+	return NULL;
+}
+
+/*
+ * The program does not serve a page fault of an ioctl, and another ioctl waits for
+ * that one. The IOMMU goes away in the meantime.
+ */
+TEST_F_TIMEOUT(container, waits_for_nobody, 300)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct stall dirty = { .container = self->fd };
+	struct stall set = { .container = self->fd };
+	pthread_t dirty_tid, set_tid, unbind_tid;
+	struct timespec deadline;
+	struct uffd_msg msg;
+	int uffd, late, ret = -1;
+
+	if (!iommu_name[0])
+		SKIP(return, "this is no virtio-iommu");
+	uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	if (uffd == -1 || ioctl(uffd, UFFDIO_API, &api))
+		SKIP(return, "there is no userfaultfd");
+	dirty.bits = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, (void *)dirty.bits);
+	reg.range.start = (uintptr_t)dirty.bits;
+	reg.range.len = PAGE;
+	ASSERT_EQ(0, ioctl(uffd, UFFDIO_REGISTER, &reg));
+	write_file(PCI_DRIVERS, "virtio-pci/unbind", RNG_SHARED);
+	set.group = group_open(EDU_SHARED);
+	ASSERT_NE(-1, set.group);
+	ASSERT_EQ(0, container_map(self->fd, self->mem, 0x10000, PAGE));
+	ASSERT_EQ(0, container_track(self->fd,
+				     VFIO_IOMMU_DIRTY_PAGES_FLAG_START));
+
+	ASSERT_EQ(0, pthread_create(&dirty_tid, NULL, dirty_thread, &dirty));
+	/* There is the fault */
+	ASSERT_EQ(sizeof(msg), read(uffd, &msg, sizeof(msg)));
+	ASSERT_EQ(0, pthread_create(&set_tid, NULL, set_thread, &set));
+	sleep_us(500000);
+
+	ASSERT_EQ(0, pthread_create(&unbind_tid, NULL, unbind_thread, &ret));
+	clock_gettime(CLOCK_REALTIME, &deadline);
+	deadline.tv_sec += 20;
+	late = pthread_timedjoin_np(unbind_tid, NULL, &deadline);
+	EXPECT_EQ(0, late);
+
+	/* Nobody listens any more, so it is an ordinary page */
+	close(uffd);
+	if (late)
+		ASSERT_EQ(0, pthread_join(unbind_tid, NULL));
+	EXPECT_EQ(0, ret);
+	ASSERT_EQ(0, pthread_join(dirty_tid, NULL));
+	ASSERT_EQ(0, pthread_join(set_tid, NULL));
+	EXPECT_EQ(0, dirty.ret);
+	EXPECT_EQ(-ENODEV, set.ret);
+	close(set.group);
+}
+
+struct load {
+	int container;
+	uint8_t *mem;
+	int stop;
+	int failed;
+};
+
+static void *map_thread(void *arg)
+{
+	struct load *load = arg;
+	ssize_t size = 64 * PAGE;
+
+	while (!__atomic_load_n(&load->stop, __ATOMIC_RELAXED))
+		if (container_map(load->container, load->mem, 0x100000, size) ||
+		    container_unmap(load->container, 0x100000, size) != size)
+			load->failed++;
+	return NULL;
+}
+
+/* While it maps and unmaps, with random timing */
+TEST_F_TIMEOUT(container, busy, 900)
+{
+	struct load load = {};
+	pthread_t tid;
+	long before;
+	int i;
+
+	if (!iommu_name[0])
+		SKIP(return, "this is no virtio-iommu");
+	load.mem = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	ASSERT_NE(MAP_FAILED, (void *)load.mem);
+	before = pinned();
+	for (i = 0; i != 10; i++) {
+		load.container = self->fd;
+		load.stop = 0;
+		ASSERT_EQ(0, pthread_create(&tid, NULL, map_thread, &load));
+		sleep_us(random() % 100000);
+		ASSERT_EQ(0, iommu_unbind());
+		sleep_us(random() % 20000);
+		__atomic_store_n(&load.stop, 1, __ATOMIC_RELAXED);
+		ASSERT_EQ(0, pthread_join(tid, NULL));
+		EXPECT_EQ(0, load.failed);
+		container_close(&self->fd, &self->group, &self->edu, "gcd");
+		EXPECT_EQ(before, pinned());
+		EXPECT_EQ(0, locked());
+		ASSERT_EQ(0, everything_back());
+		ASSERT_EQ(0, container_open(&self->fd, &self->group,
+					    &self->edu));
+	}
 }
 
 TEST_HARNESS_MAIN
