@@ -1333,6 +1333,27 @@ TEST_F_TIMEOUT(iommufd_lifetime, unbind_waits_for_users, 180)
 	ASSERT_EQ(0, close(vm.fd));
 }
 
+/* And not for calls that come meanwhile, which could be there all the time */
+TEST_F(iommufd_lifetime, unbind_ends_look_ups)
+{
+	struct call call, unplug;
+	struct vm vm;
+	int error;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	call = CALL(hw_info, vm.fd, vm.device_id);
+	unplug = CALL(destroy, vm.fd, vm.stdev_id);
+	park_call(HW_INFO, &call);
+	call_start(&unplug);
+	EXPECT_WAITING(&unplug);
+	error = hw_info(vm.fd, vm.device_id) ? errno : 0;
+	park(HW_INFO, RELEASE);
+	EXPECT_EQ(0, call_end(&call));
+	EXPECT_EQ(0, call_end(&unplug));
+	EXPECT_EQ(ENOENT, error);
+	ASSERT_EQ(0, close(vm.fd));
+}
+
 /* A call that is stuck in user memory is not waited for */
 
 static int stalled(struct __test_metadata *_metadata,
