@@ -893,6 +893,32 @@ TEST_F_TIMEOUT(iommufd_revoke, unbind_waits_for_users, 180)
 	ASSERT_EQ(0, close(vm.fd));
 }
 
+/* And not for calls that come meanwhile, which could be there all the time */
+TEST_F(iommufd_revoke, unbind_ends_look_ups)
+{
+	struct call hw_info = { .fn = call_hw_info };
+	struct call unplug = { .fn = call_destroy };
+	struct vm vm;
+	int error;
+
+	ASSERT_EQ(0, vm_open(&vm, self->iommu_id));
+	hw_info.fd = vm.fd;
+	hw_info.id = vm.device_id;
+	unplug.fd = vm.fd;
+	unplug.id = vm.stdev_id;
+	park(HW_INFO, ARM);
+	call_start(&hw_info);
+	park(HW_INFO, WAIT);
+	call_start(&unplug);
+	EXPECT_WAITING(&unplug);
+	error = get_hw_info(vm.fd, vm.device_id) ? errno : 0;
+	park(HW_INFO, RELEASE);
+	EXPECT_EQ(0, call_end(&hw_info));
+	EXPECT_EQ(0, call_end(&unplug));
+	EXPECT_EQ(ENOENT, error);
+	ASSERT_EQ(0, close(vm.fd));
+}
+
 /* A domain that is shared stays until the last of the instances goes */
 TEST_F(iommufd_revoke, shared)
 {
