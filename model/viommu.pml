@@ -84,12 +84,16 @@
 #define parent(o)	NONE
 #define thread(o)	AT2(o, 0, 1)
 #define PICK :: file(2) == f -> o = 2 :: file(3) == f -> o = 3
-#elif defined(SMALL)
-/* One vIOMMU, one thread */
+#elif defined(SMALL) || defined(TWO)
+/* One vIOMMU, one thread or two */
+#ifdef TWO
+#define NT 2
+#else
+#define NT 1
+#endif
 #define NI 1
 #define NF 1
 #define ND 1
-#define NT 1
 #define NO 2
 #define PREBOUND
 #define PAUSE
@@ -232,7 +236,7 @@ byte module, modref;
 #define RESERVED 1
 #define PUBLISHED 2
 byte xa[NO], obj_users[NO], shortterm[NO];
-bit mem[NO], revoked[NO];
+bit mem[NO], revoked[NO], removing[NO];
 /* The driver's part of it is there */
 bit driver[NO];
 #if defined(VDEV) || defined(VDEV2) || defined(THREADS)
@@ -249,8 +253,6 @@ byte paused[NO];
 #ifdef SERIES_7_3
 /* vdev->unbinding; idev->destroying; idev->igroup->lock, each device has a group */
 bit vdev_unbinding[NO], destroying[ND], igroup_lock[ND];
-/* Its ID is on its way out, or out, with its device */
-#define IS_REMOVED(o) vdev_unbinding[o]
 #else
 bit taken[NO], removed[NO], released[NO];
 #endif
@@ -260,9 +262,6 @@ byte vdev[ND], vdev_device[NO];
 #define DEVICE_OF(o) vdev_device[o]
 #else
 #define DEVICE_OF(o) device(o)
-#endif
-#ifndef IS_REMOVED
-#define IS_REMOVED(o) 0
 #endif
 
 /* A device is there, and behind its IOMMU */
@@ -625,7 +624,7 @@ inline kfree(o)
 	MEM(mem[o]);
 	/* Whoever was to undo the driver's part of it has done so, and is done */
 	L7(!driver[o] && !on[o] && !revoking[o] && !claimed[o]);
-	mem[o] = 0; obj_users[o] = 0; shortterm[o] = 0; revoked[o] = 0;
+	mem[o] = 0; obj_users[o] = 0; shortterm[o] = 0; revoked[o] = 0; removing[o] = 0;
 #ifdef MOVABLE
 	holder_iommu[o] = 0;
 #endif
@@ -646,6 +645,12 @@ inline iommufd_object_abort(o)
 	atomic { xa[o] = FREE; kfree(o) }
 }
 
+#ifdef BROKEN_LOOK_UP_DURING_UNBIND
+#define NO_LOOK_UP(o) revoked[o]
+#else
+#define NO_LOOK_UP(o) (revoked[o] || removing[o])
+#endif
+
 /*
  * = iommufd_get_object() drivers/iommu/iommufd/main.c
  * = iommufd_lock_obj() drivers/iommu/iommufd/iommufd_private.h
@@ -658,16 +663,16 @@ inline iommufd_get_object(o, ret)
 		ret = 0;
 		if
 		:: xa[o] != PUBLISHED
-		:: xa[o] == PUBLISHED && revoked[o]
-		:: xa[o] == PUBLISHED && !revoked[o] ->
+		:: xa[o] == PUBLISHED && NO_LOOK_UP(o)
+		:: xa[o] == PUBLISHED && !NO_LOOK_UP(o) ->
 			if
 			:: obj_users[o] && shortterm[o] ->
 				obj_users[o]++;
 				shortterm[o]++;
 				ret = 1
 			:: else ->
-				/* Anything else would be ENOENT */
-				L6(type(o) == DEVICE || IS_REMOVED(o))
+				/* It would be ENOENT, of what is neither revoked nor unbound */
+				L6(false)
 			fi
 		fi
 	}
@@ -722,6 +727,16 @@ inline iommufd_object_drain(o)
 #else
 	wait_shortterm(o)
 #endif
+}
+
+/*
+ * The beginning of iommufd_object_remove() with REMOVE_WAIT: no look-up from here on. It
+ * ends when the object is freed. That the removal fails is not in here: who calls this
+ * asserts that it does not.
+ */
+inline set_removing(o)
+{
+	d_step { MEM(mem[o]); removing[o] = 1 }
 }
 
 /* = iommufd_object_revoke() drivers/iommu/iommufd/main.c */
@@ -879,6 +894,7 @@ inline iommufd_device_remove_vdev(d, ret)
 		iommu_device_claim_holder(v, ret);
 		/* Nobody looks at what it returns */
 		L7(ret);
+		set_removing(v);
 		iommufd_object_drain(v);
 		atomic {
 			/* Nobody else has it, or this would fail and leave it */
@@ -1406,12 +1422,12 @@ bound:
 	 * = iommufd_object_remove() drivers/iommu/iommufd/main.c
 	 * = iommufd_object_dec_wait_shortterm() drivers/iommu/iommufd/main.c 6.12
 	 * = iommufd_object_dec_wait() drivers/iommu/iommufd/main.c 7.3
-	 * Until it has come to 0 nothing keeps the count from going up again. That this
-	 * returns is checked with one thread: two threads of user space with never a gap
-	 * between their calls for this device hold it up, and unregister behind it.
+	 * From its beginning no look-up gets the device, or two threads of user space with
+	 * never a gap between their calls for it would hold this up, and unregister behind it.
 	 */
 	unbinding[d] = 1;
 	iommu_device_claim_holder(d, ret);
+	set_removing(d);
 	if
 	:: revoked[d]
 	:: else ->
