@@ -881,6 +881,8 @@ static void shrink_slabs(void)
 				num++;
 		}
 		closedir(dir);
+		if (!num || num == ARRAY_SIZE(fds))
+			die("the slab caches");
 		sleep(SETTLE);
 	}
 	for (i = 0; i != num; i++)
