@@ -39,11 +39,12 @@ EXPORT_SYMBOL_NS_GPL(iommufd_vdevice_to_device, IOMMUFD);
 struct device *iommufd_viommu_find_dev(struct iommufd_viommu *viommu,
 				       unsigned long vdev_id)
 {
+	XA_STATE(xas, &viommu->vdevs, vdev_id);
 	struct iommufd_vdevice *vdev;
 
 	lockdep_assert_held(&viommu->vdevs.xa_lock);
 
-	vdev = xa_load(&viommu->vdevs, vdev_id);
+	vdev = xas_load(&xas);
 	return vdev && !vdev->hidden ? vdev->idev->dev : NULL;
 }
 EXPORT_SYMBOL_NS_GPL(iommufd_viommu_find_dev, IOMMUFD);
@@ -212,7 +213,7 @@ int __iommufd_hw_queue_depend(struct iommufd_hw_queue *dependent,
 		return -EINVAL;
 
 	xa_lock(objects);
-	if (xa_load(objects, obj->id) != obj)
+	if (xa_load(objects, obj->id) != obj || !obj->finalized)
 		rc = -ENOENT;
 	else if (obj->revoked)
 		rc = -ENODEV;

@@ -383,7 +383,7 @@ static void iommufd_device_remove_vdevice(struct iommufd_device *idev)
 		taken = iommufd_vdevice_take(vdev);
 	if (taken) {
 		vdev->removed = true;
-		published = xa_load(&ictx->objects, vdev->obj.id) == &vdev->obj;
+		published = vdev->obj.finalized;
 		/* The slot is there, so this does not allocate memory */
 		if (published)
 			__xa_store(&ictx->objects, vdev->obj.id, XA_ZERO_ENTRY,
@@ -415,7 +415,10 @@ static void iommufd_vdevice_finalize(struct iommufd_vdevice *vdev)
 
 	xa_lock(&ictx->objects);
 	removed = vdev->removed;
-	if (!removed)
+	if (removed)
+		__xa_store(&ictx->objects, vdev->obj.id, XA_ZERO_ENTRY,
+			   GFP_NOWAIT);
+	else
 		__iommufd_object_finalize(ictx, &vdev->obj);
 	xa_unlock(&ictx->objects);
 
