@@ -231,7 +231,8 @@ byte leaving[NO];
 #define GONE 2
 byte module, modref;
 
-/* struct iommufd_object. xa is what the file's xarray has for its ID. */
+/* struct iommufd_object. xa is what the file's xarray has for its ID: reserved is a
+ * zero entry, or the object while it is not finalized. */
 #define FREE 0
 #define RESERVED 1
 #define PUBLISHED 2
