@@ -50,7 +50,14 @@
  * among them, since nothing here is so large that it may fail. For the mock's
  * commands, what stands in for a driver gives.
  */
-#define MAX_ERRORS 10
+#define MAX_ERRORS 12
+
+/* For a queue that is longer than anything: 7.3 tries to allocate memory for it */
+#ifdef SERIES_7_3
+#define TOO_LONG EOVERFLOW, ERANGE, ENOMEM
+#else
+#define TOO_LONG EOVERFLOW
+#endif
 
 enum op {
 	OP_VIOMMU_ALLOC,
@@ -113,7 +120,7 @@ static const struct {
 	/* EIO is the mock's, for a queue that comes before the one it needs */
 	[OP_HW_QUEUE_ALLOC] = { "hw queue alloc", 80,
 				{ EINVAL, E2BIG, EFAULT, EOPNOTSUPP,
-				  EOVERFLOW, ENOENT, EEXIST, EIO, ENODEV } },
+				  TOO_LONG, ENOENT, EEXIST, EIO, ENODEV } },
 	/* Those of all memory, too: EOVERFLOW is one */
 	[OP_MMAP] = { "mmap", 50, { ENXIO, EINVAL, EPERM, EOVERFLOW } },
 	[OP_MUNMAP] = { "munmap", 15, { EINVAL } },
