@@ -50,13 +50,13 @@
  * among them, since nothing here is so large that it may fail. For the mock's
  * commands, what stands in for a driver gives.
  */
-#define MAX_ERRORS 12
+#define MAX_ERRORS 11
 
-/* For a queue that is longer than anything: 7.3 tries to allocate memory for it */
+/* For a queue that is too long or, in 7.3, needs one that comes or goes just then */
 #ifdef SERIES_7_3
-#define TOO_LONG EOVERFLOW, ERANGE, ENOMEM
+#define HW_QUEUE_ERRORS EOVERFLOW, ERANGE, EBUSY
 #else
-#define TOO_LONG EOVERFLOW
+#define HW_QUEUE_ERRORS EOVERFLOW
 #endif
 
 enum op {
@@ -120,7 +120,8 @@ static const struct {
 	/* EIO is the mock's, for a queue that comes before the one it needs */
 	[OP_HW_QUEUE_ALLOC] = { "hw queue alloc", 80,
 				{ EINVAL, E2BIG, EFAULT, EOPNOTSUPP,
-				  TOO_LONG, ENOENT, EEXIST, EIO, ENODEV } },
+				  HW_QUEUE_ERRORS, ENOENT, EEXIST, EIO,
+				  ENODEV } },
 	/* Those of all memory, too: EOVERFLOW is one */
 	[OP_MMAP] = { "mmap", 50, { ENXIO, EINVAL, EPERM, EOVERFLOW } },
 	[OP_MUNMAP] = { "munmap", 15, { EINVAL } },
