@@ -83,6 +83,9 @@ enum {
 	INVALIDATE_DEVICE,
 	ATTACH_1,
 	ATTACH_1000,
+	UNMAP_1,
+	UNMAP_10,
+	UNMAP_100,
 	EVENT_REPORT,
 	EVENT_READ,
 	HW_QUEUE,
@@ -121,6 +124,12 @@ static struct row rows[] = {
 	[ATTACH_1] = { "attach-1", "attach to nested HWPT beside 1 vDEVICE", 1 },
 	[ATTACH_1000] = {
 		"attach-1000", "attach to nested HWPT beside 1000 vDEVICEs", 1 },
+	[UNMAP_1] = {
+		"unmap-1", "unmap a page, 1 vIOMMU on the parent", 1 },
+	[UNMAP_10] = {
+		"unmap-10", "unmap a page, 10 vIOMMUs on the parent", 1 },
+	[UNMAP_100] = {
+		"unmap-100", "unmap a page, 100 vIOMMUs on the parent", 1 },
 	[EVENT_REPORT] = { "event-report", "event report", 1 },
 	[EVENT_READ] = { "event-read", "event read, each of 64", 64 },
 	[HW_QUEUE] = { "hw-queue", "hardware queue allocate + destroy", 1 },
@@ -770,7 +779,7 @@ static int veventq_alloc(struct vm *vm, uint32_t viommu_id, uint32_t depth)
 }
 
 /* The mock driver's device knows its vIOMMU by what it is attached to */
-static void attach_for_events(struct vm *vm)
+static void attach_nested(struct vm *vm)
 {
 	uint32_t id;
 
@@ -801,7 +810,7 @@ static void bench_event(void)
 		vm_close(&vm);
 		return;
 	}
-	attach_for_events(&vm);
+	attach_nested(&vm);
 	for (i = 0; i != WARM_UP / 16 + SAMPLES; i++) {
 		report = i < WARM_UP / 16 ? NULL : &rows[EVENT_REPORT];
 		reading = report ? &rows[EVENT_READ] : NULL;
@@ -1056,7 +1065,7 @@ static void bench_event_bytes(void)
 		vm_close(&vm);
 		return;
 	}
-	attach_for_events(&vm);
+	attach_nested(&vm);
 	bench_bytes(EVENT_BYTES, &vm, make_event);
 	close(events);
 	vm_close(&vm);
@@ -1121,6 +1130,52 @@ static void bench_attach(int which, uint32_t want)
 	for (i = 0; i != WARM_UP + SAMPLES; i++)
 		attach_pair(&vm, nested, after_warm_up(which, i));
 	vm_close(&vm);
+}
+
+/*
+ * A page of a VM's memory is unmapped, with num vIOMMUs on the nesting parent. The device
+ * is attached to a nested HWPT on the first of them.
+ */
+static void bench_unmap(int which, unsigned int num)
+{
+	struct iommu_ioas_map map = {
+		.size = sizeof(map),
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE |
+			 IOMMU_IOAS_MAP_WRITEABLE,
+		.length = PAGE,
+		.iova = 1 << 30,
+		.user_va = (uintptr_t)take_memory(PAGE),
+	};
+	struct iommu_ioas_unmap unmap = {
+		.size = sizeof(unmap),
+		.iova = map.iova,
+	};
+	unsigned int i;
+	struct row *row;
+	struct vm vm;
+	uint32_t id;
+
+	if (!vm_open_viommu(&vm)) {
+		mark_na(which);
+		return;
+	}
+	map.ioas_id = vm.ioas_id;
+	unmap.ioas_id = vm.ioas_id;
+	for (i = 1; i != num; i++)
+		if (viommu_alloc(NULL, vm.fd, vm.dev_id, vm.parent_id, &id))
+			die("vIOMMU %u", i);
+	attach_nested(&vm);
+	for (i = 0; i != WARM_UP + SAMPLES; i++) {
+		if (ioctl(vm.fd, IOMMU_IOAS_MAP, &map))
+			die("IOMMU_IOAS_MAP");
+		row = after_warm_up(which, i);
+		unmap.length = PAGE;
+		if (timed_ioctl(row, vm.fd, IOMMU_IOAS_UNMAP, &unmap))
+			die("IOMMU_IOAS_UNMAP");
+		sample_end(row);
+	}
+	vm_close(&vm);
+	munmap((void *)(uintptr_t)map.user_va, PAGE);
 }
 
 static int unregister_more(struct vm *vm, uint32_t viommu_id, unsigned int i)
@@ -1259,6 +1314,12 @@ static void bench_table(void)
 		bench_attach(ATTACH_1, 1);
 	if (MOCK && wanted(ATTACH_1000, ATTACH_1000))
 		bench_attach(ATTACH_1000, MANY_DEVICES);
+	if (!MOCK && wanted(UNMAP_1, UNMAP_1))
+		bench_unmap(UNMAP_1, 1);
+	if (!MOCK && wanted(UNMAP_10, UNMAP_10))
+		bench_unmap(UNMAP_10, 10);
+	if (!MOCK && wanted(UNMAP_100, UNMAP_100))
+		bench_unmap(UNMAP_100, 100);
 	if (MOCK && wanted(EVENT_REPORT, EVENT_READ))
 		bench_event();
 	if (MOCK && wanted(HW_QUEUE, HW_QUEUE))

@@ -1606,6 +1606,7 @@ TEST_F(iommufd_revoke, hwpt_alloc_fails_after_revocation)
 /* A vIOMMU with everything that can be made on it */
 
 #define VIRT_ID 0x99
+#define NEW_VIRT_ID 1
 #define QUEUE_IOVA MOCK_APERTURE_START
 
 FIXTURE(iommufd_revoke_viommu)
@@ -2118,7 +2119,7 @@ static int call_viommu_alloc(int fd, uint32_t id, struct call *call)
 
 static int call_vdevice_alloc(int fd, uint32_t id, struct call *call)
 {
-	return _test_cmd_vdevice_alloc(fd, id, call->vm->device_id, 1,
+	return _test_cmd_vdevice_alloc(fd, id, call->vm->device_id, NEW_VIRT_ID,
 				       &call->out_id);
 }
 
@@ -2186,6 +2187,64 @@ TEST_F(iommufd_revoke_viommu, parked_in_queue_alloc)
 	self->queue_id[1] = self->queue_id[0];
 	viommu_parked(_metadata, self, MOCK_PARK_HW_QUEUE_INIT, &self->vm,
 		      call_queue_alloc, -ENODEV);
+}
+
+/* Nobody finds what the driver is still making */
+static void unfinished(struct __test_metadata *_metadata,
+		       struct _test_data_iommufd_revoke_viommu *self,
+		       unsigned int point, struct vm *vm,
+		       int (*fn)(int fd, uint32_t id, struct call *call))
+{
+	struct iommu_viommu_invalidate_selftest req = { .vdev_id = NEW_VIRT_ID };
+	struct call call = { .fn = fn, .vm = vm, .fd = vm->fd,
+			     .id = self->viommu_id };
+	uint32_t id, nested_id, num = 1;
+
+	/* The ID that it will have */
+	ASSERT_EQ(0, _test_ioctl_ioas_alloc(vm->fd, &id));
+	ASSERT_EQ(0, _test_ioctl_destroy(vm->fd, id));
+	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_ARM));
+	call_start(&call);
+	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_WAIT));
+	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(vm->fd, id));
+	EXPECT_ERRNO(ENOENT, nested_alloc(&self->vm, id, &nested_id));
+	EXPECT_ERRNO(EINVAL, _test_cmd_viommu_invalidate(
+				     vm->fd, self->viommu_id, &req,
+				     IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST,
+				     sizeof(req), &num));
+	EXPECT_EQ(0, call_is_done(&call));
+	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_RELEASE));
+	EXPECT_EQ(0, call_end(&call));
+	EXPECT_EQ(id, call.out_id);
+	EXPECT_EQ(0, _test_ioctl_destroy(vm->fd, id));
+}
+
+TEST_F(iommufd_revoke_viommu, unfinished_viommu)
+{
+	unfinished(_metadata, self, MOCK_PARK_VIOMMU_INIT, &self->vm,
+		   call_viommu_alloc);
+}
+
+TEST_F(iommufd_revoke_viommu, unfinished_vdevice)
+{
+	struct vm other = self->vm;
+
+	ASSERT_EQ(0, vm_plug(&other, self->iommu_id));
+	unfinished(_metadata, self, MOCK_PARK_VDEVICE_INIT, &other,
+		   call_vdevice_alloc);
+}
+
+TEST_F(iommufd_revoke_viommu, unfinished_nested)
+{
+	unfinished(_metadata, self, MOCK_PARK_DOMAIN_ALLOC, &self->vm,
+		   call_viommu_nested);
+}
+
+TEST_F(iommufd_revoke_viommu, unfinished_queue)
+{
+	ASSERT_EQ(0, _test_ioctl_destroy(self->vm.fd, self->queue_id[1]));
+	unfinished(_metadata, self, MOCK_PARK_HW_QUEUE_INIT, &self->vm,
+		   call_queue_alloc);
 }
 
 /* The vDEVICE that it is for is gone before it goes on */
