@@ -2198,7 +2198,7 @@ static void unfinished(struct __test_metadata *_metadata,
 	struct iommu_viommu_invalidate_selftest req = { .vdev_id = NEW_VIRT_ID };
 	struct call call = { .fn = fn, .vm = vm, .fd = vm->fd,
 			     .id = self->viommu_id };
-	uint32_t id, nested_id, num = 1;
+	uint32_t id, queue_id, num = 1;
 
 	/* The ID that it will have */
 	ASSERT_EQ(0, _test_ioctl_ioas_alloc(vm->fd, &id));
@@ -2207,7 +2207,7 @@ static void unfinished(struct __test_metadata *_metadata,
 	call_start(&call);
 	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_WAIT));
 	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(vm->fd, id));
-	EXPECT_ERRNO(ENOENT, nested_alloc(&self->vm, id, &nested_id));
+	EXPECT_ERRNO(ENOENT, queue_alloc(vm->fd, id, 0, &queue_id));
 	EXPECT_ERRNO(EINVAL, _test_cmd_viommu_invalidate(
 				     vm->fd, self->viommu_id, &req,
 				     IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST,
