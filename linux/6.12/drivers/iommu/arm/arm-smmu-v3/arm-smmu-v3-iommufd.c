@@ -440,6 +440,22 @@ VISIBLE_IF_KUNIT bool arm_vsmmu_needs_sync(u8 last, u8 op)
 EXPORT_SYMBOL_IF_KUNIT(arm_vsmmu_needs_sync);
 
 /*
+ * What a guest's driver sends most names one page of one ASID, without a range. Nothing
+ * but the VMID has to be changed in it. arm_vsmmu_convert_cmd() makes the same of it, with
+ * a look at each field. @asids and @vmid are in their places in cmd[0]. False, and nothing
+ * is changed, if it is another command.
+ */
+VISIBLE_IF_KUNIT bool arm_vsmmu_convert_page(u64 *cmd, u64 asids, u64 vmid)
+{
+	if ((cmd[0] & ~(asids | CMDQ_TLBI_0_VMID)) != CMDQ_OP_TLBI_NH_VA ||
+	    (cmd[1] & ~(CMDQ_TLBI_1_LEAF | CMDQ_TLBI_1_VA_MASK)))
+		return false;
+	cmd[0] = (cmd[0] & ~CMDQ_TLBI_0_VMID) | vmid;
+	return true;
+}
+EXPORT_SYMBOL_IF_KUNIT(arm_vsmmu_convert_page);
+
+/*
  * The commands go into the queue in their order, and there is one CMD_SYNC behind them
  * all, or behind what has to come first: what has completed is known only then.
  */
@@ -447,24 +463,33 @@ static int arm_vsmmu_cache_invalidate(struct iommufd_viommu *viommu,
 				      struct iommu_user_data_array *array)
 {
 	const unsigned int type = IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3;
+	const struct iommu_viommu_arm_smmuv3_invalidate *entries;
 	u64 cmds[CMDQ_BATCH_ENTRIES * CMDQ_ENT_DWORDS];
 	struct arm_vsmmu *vsmmu = to_vsmmu(viommu);
 	struct arm_smmu_device *smmu = vsmmu->smmu;
 	struct arm_smmu_cmdq *cmdq = &smmu->cmdq;
+	const u64 asids = FIELD_PREP(CMDQ_TLBI_0_ASID,
+				     (1ULL << smmu->asid_bits) - 1);
+	const u64 vmid = FIELD_PREP(CMDQ_TLBI_0_VMID, vsmmu->vmid);
+	struct arm_vsmmu_stream found;
 	u32 num = array->entry_num;
 	int ret = 0, sync_ret = 0;
 	unsigned int n = 0;
 	u32 i, done = 0;
 	u8 last = 0;
 
+	entries = iommu_user_array_entries(array, type, sizeof(*entries));
 	array->entry_num = 0;
-	if (array->type != type)
-		return -EINVAL;
+	if (!entries)
+		return num || array->type != type ? -EINVAL : 0;
 
 	for (i = 0; i != num; i++) {
 		const struct arm_vsmmu_stream *stream;
-		struct iommu_viommu_arm_smmuv3_invalidate arg;
-		struct arm_vsmmu_stream found;
+		u64 page[CMDQ_ENT_DWORDS] = {
+			le64_to_cpu(entries[i].cmd[0]),
+			le64_to_cpu(entries[i].cmd[1]),
+		};
+		bool is_page = arm_vsmmu_convert_page(page, asids, vmid);
 		u64 *cmd;
 		u8 op;
 
@@ -474,15 +499,13 @@ static int arm_vsmmu_cache_invalidate(struct iommufd_viommu *viommu,
 			n = 0;
 		}
 		cmd = &cmds[n * CMDQ_ENT_DWORDS];
-
-		/* The helper looks at how many there are */
-		array->entry_num = num;
-		ret = iommu_copy_struct_from_user_array(&arg, array, type, i,
-							cmd);
-		if (ret)
-			break;
-		cmd[0] = le64_to_cpu(arg.cmd[0]);
-		cmd[1] = le64_to_cpu(arg.cmd[1]);
+		cmd[0] = page[0];
+		cmd[1] = page[1];
+		if (is_page) {
+			last = CMDQ_OP_TLBI_NH_VA;
+			n++;
+			continue;
+		}
 		stream = arm_vsmmu_find_stream(vsmmu, cmd, &found);
 		ret = arm_vsmmu_convert_cmd(vsmmu, stream, cmd);
 		if (ret < 0)
