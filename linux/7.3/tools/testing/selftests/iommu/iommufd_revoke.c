@@ -1657,14 +1657,19 @@ static int veventq_alloc(int fd, uint32_t viommu_id, uint32_t *id,
 				       veventq_fd);
 }
 
-static int invalidate(int fd, uint32_t id)
+static int invalidate_virt(int fd, uint32_t id, uint32_t virt_id)
 {
-	struct iommu_viommu_invalidate_selftest req = { .vdev_id = VIRT_ID };
+	struct iommu_viommu_invalidate_selftest req = { .vdev_id = virt_id };
 	uint32_t num = 1;
 
 	return _test_cmd_viommu_invalidate(fd, id, &req,
 					   IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST,
 					   sizeof(req), &num);
+}
+
+static int invalidate(int fd, uint32_t id)
+{
+	return invalidate_virt(fd, id, VIRT_ID);
 }
 
 static void *region_map(int fd, const struct iommu_viommu_selftest *data)
@@ -2195,10 +2200,9 @@ static void unfinished(struct __test_metadata *_metadata,
 		       unsigned int point, struct vm *vm,
 		       int (*fn)(int fd, uint32_t id, struct call *call))
 {
-	struct iommu_viommu_invalidate_selftest req = { .vdev_id = NEW_VIRT_ID };
 	struct call call = { .fn = fn, .vm = vm, .fd = vm->fd,
 			     .id = self->viommu_id };
-	uint32_t id, queue_id, num = 1;
+	uint32_t id, queue_id;
 
 	/* The ID that it will have */
 	ASSERT_EQ(0, _test_ioctl_ioas_alloc(vm->fd, &id));
@@ -2208,10 +2212,8 @@ static void unfinished(struct __test_metadata *_metadata,
 	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_WAIT));
 	EXPECT_ERRNO(ENOENT, _test_ioctl_destroy(vm->fd, id));
 	EXPECT_ERRNO(ENOENT, queue_alloc(vm->fd, id, 0, &queue_id));
-	EXPECT_ERRNO(EINVAL, _test_cmd_viommu_invalidate(
-				     vm->fd, self->viommu_id, &req,
-				     IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST,
-				     sizeof(req), &num));
+	EXPECT_ERRNO(EINVAL, invalidate_virt(vm->fd, self->viommu_id,
+					     NEW_VIRT_ID));
 	EXPECT_EQ(0, call_is_done(&call));
 	ASSERT_EQ(0, _test_cmd_park(self->fd, point, MOCK_PARK_RELEASE));
 	EXPECT_EQ(0, call_end(&call));
