@@ -61,14 +61,15 @@ static struct test_iommu *dev_to_test(struct device *dev)
 /* Maps under RCU, so this cannot sleep. The test lets go long before it gives up. */
 static void test_park(struct test_iommu *t)
 {
-	int i;
+	/* Not by mdelay(): a virtual machine can be wrong about its speed */
+	unsigned long end = jiffies + 5 * HZ;
 
 	if (!READ_ONCE(t->park))
 		return;
 	WRITE_ONCE(t->park, false);
 	complete(&t->begun);
-	for (i = 0; i != 5000 && !READ_ONCE(t->go); i++)
-		mdelay(1);
+	while (!READ_ONCE(t->go) && time_before(jiffies, end))
+		cpu_relax();
 }
 
 static int test_attach(struct iommu_domain *domain, struct device *dev)
