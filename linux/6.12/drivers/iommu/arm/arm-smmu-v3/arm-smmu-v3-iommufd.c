@@ -439,6 +439,13 @@ VISIBLE_IF_KUNIT bool arm_vsmmu_needs_sync(u8 last, u8 op)
 }
 EXPORT_SYMBOL_IF_KUNIT(arm_vsmmu_needs_sync);
 
+/* The bits of an ASID that the SMMU has, in their place in a command. Others are RES0. */
+VISIBLE_IF_KUNIT u64 arm_vsmmu_asids(const struct arm_smmu_device *smmu)
+{
+	return FIELD_PREP(CMDQ_TLBI_0_ASID, (1ULL << smmu->asid_bits) - 1);
+}
+EXPORT_SYMBOL_IF_KUNIT(arm_vsmmu_asids);
+
 /*
  * What a guest's driver sends most names one page of one ASID, without a range. Nothing
  * but the VMID has to be changed in it. arm_vsmmu_convert_cmd() makes the same of it, with
@@ -468,8 +475,7 @@ static int arm_vsmmu_cache_invalidate(struct iommufd_viommu *viommu,
 	struct arm_vsmmu *vsmmu = to_vsmmu(viommu);
 	struct arm_smmu_device *smmu = vsmmu->smmu;
 	struct arm_smmu_cmdq *cmdq = &smmu->cmdq;
-	const u64 asids = FIELD_PREP(CMDQ_TLBI_0_ASID,
-				     (1ULL << smmu->asid_bits) - 1);
+	const u64 asids = arm_vsmmu_asids(smmu);
 	const u64 vmid = FIELD_PREP(CMDQ_TLBI_0_VMID, vsmmu->vmid);
 	struct arm_vsmmu_stream found;
 	u32 num = array->entry_num;
