@@ -59,7 +59,7 @@ of=''	# behind the name of a file that each series has one of
 case $series-$me in
 6.12-* | *-tree | *-export | *-kernel | *-apply | *-mail | *-packages | *-qemu-arm64) ;;
 *-check | *-check-pci | *-check-series | *-check-base-faults | *-check-arm64 | *-run) ;;
-*-bench | *-evidence | *-model | *-coverage | *-kcsan | *-endurance | *-faults | *-fuzz) ;;
+*-vmm | *-bench | *-evidence | *-model | *-coverage | *-kcsan | *-endurance | *-faults | *-fuzz) ;;
 *) die "SERIES=$series: this is for 6.12 only" ;;
 esac
 case $me in
