@@ -28,6 +28,8 @@ struct test_iommu {
 	/* How many domains there are, and calls of their ops so far */
 	atomic_t domains;
 	atomic_t calls;
+	/* All flags for memory that these were told so far */
+	gfp_t gfp;
 
 	/* A thread that is in the driver, or shall be */
 	struct task_struct *thread;
@@ -85,6 +87,7 @@ static int test_map_pages(struct iommu_domain *domain, unsigned long iova,
 	int ret;
 
 	atomic_inc(&d->t->calls);
+	d->t->gfp |= gfp;
 	test_park(d->t);
 	for (; pgcount; pgcount--) {
 		ret = xa_err(xa_store(&d->pages, iova / PAGE_SIZE,
@@ -333,6 +336,8 @@ static void test_map_all(struct kunit *test, struct test_buffers *b)
 	b->sgt = dma_alloc_noncontiguous(dev, 2 * PAGE_SIZE, DMA_TO_DEVICE,
 					 GFP_KERNEL, 0);
 	KUNIT_ASSERT_NOT_NULL(test, b->sgt);
+	/* Page tables do not wait for a disk, which can be one that is lost */
+	KUNIT_EXPECT_EQ(test, 0, (__force u32)(t->gfp & (__GFP_IO | __GFP_FS)));
 	b->resource = dma_map_resource(dev, TEST_RESOURCE, PAGE_SIZE,
 				       DMA_TO_DEVICE, 0);
 	KUNIT_ASSERT_FALSE(test, dma_mapping_error(dev, b->resource));

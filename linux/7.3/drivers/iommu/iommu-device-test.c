@@ -1755,6 +1755,86 @@ static void test_sva_request_revoked(struct kunit *test)
 	mmput(mm);
 }
 
+/*
+ * A page request that is being handled when the device is unplugged. Its driver
+ * unbinds it later, when a file is closed.
+ */
+static void test_sva_unplugged(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct mm_struct *mm = test_mm(test);
+	struct iommu_sva *bond = test_sva_with_requests(test, mm);
+	struct test_stall stall;
+
+	test_stall(test, &stall, mm);
+	KUNIT_EXPECT_EQ(test, 0, test_page_request(bond));
+	msleep(50);
+	test_unplug(t);
+	KUNIT_EXPECT_EQ(test, 1, t->released);
+	KUNIT_EXPECT_EQ(test, 0, t->pasids);
+	KUNIT_EXPECT_EQ(test, 1, t->responses);
+	KUNIT_EXPECT_EQ(test, IOMMU_PAGE_RESP_INVALID, t->response);
+	test_stall_end(&stall);
+	/* There is no device to tell any more */
+	msleep(50);
+	KUNIT_EXPECT_EQ(test, 1, t->responses);
+	iommu_sva_unbind_device(bond);
+	KUNIT_EXPECT_EQ(test, 0, t->sva_domains);
+	iopf_queue_free(t->queue);
+	mmput(mm);
+}
+
+/* Another device of the group has the PASID, too, and goes on */
+static void test_sva_unplugged_of_two(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct mm_struct *mm = test_mm(test);
+	struct iommu_sva *bond, *another;
+	struct platform_device *second;
+
+	t->group_of = &t->pdev->dev;
+	second = test_add(t);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(second));
+	KUNIT_EXPECT_EQ(test, 0, iommu_probe_device(&second->dev));
+	second->dev.iommu->max_pasids = 16;
+	bond = iommu_sva_bind_device(&t->pdev->dev, mm);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(bond));
+	KUNIT_EXPECT_EQ(test, 2, t->pasids);
+
+	test_unplug(t);
+	KUNIT_EXPECT_EQ(test, 1, t->pasids);
+	KUNIT_EXPECT_EQ(test, 1, t->sva_domains);
+	iommu_sva_unbind_device(bond);
+	KUNIT_EXPECT_EQ(test, 0, t->pasids);
+	KUNIT_EXPECT_EQ(test, 0, t->sva_domains);
+
+	another = iommu_sva_bind_device(&second->dev, mm);
+	KUNIT_EXPECT_FALSE(test, IS_ERR(another));
+	KUNIT_EXPECT_EQ(test, 1, t->pasids);
+	if (!IS_ERR(another))
+		iommu_sva_unbind_device(another);
+	KUNIT_EXPECT_EQ(test, 0, t->pasids);
+	platform_device_unregister(second);
+	mmput(mm);
+}
+
+/* The device is unplugged, and then the IOMMU goes away as well */
+static void test_sva_unplugged_revoked(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct mm_struct *mm = test_mm(test);
+	struct iommu_sva *bond;
+
+	bond = iommu_sva_bind_device(&t->pdev->dev, mm);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(bond));
+	test_unplug(t);
+	KUNIT_EXPECT_EQ(test, 0, t->pasids);
+	iommu_device_unregister(&t->iommu);
+	KUNIT_EXPECT_EQ(test, 0, t->sva_domains);
+	iommu_sva_unbind_device(bond);
+	mmput(mm);
+}
+
 static int test_sva_report(struct iopf_group *group)
 {
 	struct test_iommu **t = dev_get_platdata(group->fault_param->dev);
@@ -1901,6 +1981,9 @@ static struct kunit_case iommu_device_test_cases[] = {
 	KUNIT_CASE(test_sva_comes_back),
 	KUNIT_CASE(test_sva_notified),
 	KUNIT_CASE(test_sva_request_revoked),
+	KUNIT_CASE(test_sva_unplugged),
+	KUNIT_CASE(test_sva_unplugged_of_two),
+	KUNIT_CASE(test_sva_unplugged_revoked),
 	KUNIT_CASE(test_sva_reported),
 	KUNIT_CASE(test_sva_bind_waits),
 #endif
