@@ -1581,6 +1581,15 @@ static void test_stall(struct kunit *test, struct test_stall *stall,
 	wait_for_completion(&stall->begun);
 }
 
+/* A page request that is being handled, until test_stall_end() */
+static void test_stalled_request(struct kunit *test, struct test_stall *stall,
+				 struct iommu_sva *bond, struct mm_struct *mm)
+{
+	test_stall(test, stall, mm);
+	KUNIT_EXPECT_EQ(test, 0, test_page_request(bond));
+	msleep(50);
+}
+
 static void test_stall_end(struct test_stall *stall)
 {
 	complete(&stall->go);
@@ -1612,9 +1621,7 @@ static void test_sva_request(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 1, t->responses);
 	KUNIT_EXPECT_EQ(test, IOMMU_PAGE_RESP_INVALID, t->response);
 
-	test_stall(test, &stall, mm);
-	KUNIT_EXPECT_EQ(test, 0, test_page_request(bond));
-	msleep(50);
+	test_stalled_request(test, &stall, bond, mm);
 	t->thread = kthread_run(sva_unbind_thread, t, "sva-unbind");
 	KUNIT_EXPECT_FALSE(test, IS_ERR(t->thread));
 	/* Nobody waits for the memory */
@@ -1738,9 +1745,7 @@ static void test_sva_request_revoked(struct kunit *test)
 	struct iommu_sva *bond = test_sva_with_requests(test, mm);
 	struct test_stall stall;
 
-	test_stall(test, &stall, mm);
-	KUNIT_EXPECT_EQ(test, 0, test_page_request(bond));
-	msleep(50);
+	test_stalled_request(test, &stall, bond, mm);
 	unregister_start(test);
 	/* Nobody waits for the memory */
 	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
@@ -1766,10 +1771,10 @@ static void test_sva_unplugged(struct kunit *test)
 	struct iommu_sva *bond = test_sva_with_requests(test, mm);
 	struct test_stall stall;
 
-	test_stall(test, &stall, mm);
-	KUNIT_EXPECT_EQ(test, 0, test_page_request(bond));
-	msleep(50);
+	test_stalled_request(test, &stall, bond, mm);
 	test_unplug(t);
+	/* The group is freed by now, unless the bond keeps it */
+	kvfree_rcu_barrier();
 	KUNIT_EXPECT_EQ(test, 1, t->released);
 	KUNIT_EXPECT_EQ(test, 0, t->pasids);
 	KUNIT_EXPECT_EQ(test, 1, t->responses);
@@ -1828,6 +1833,8 @@ static void test_sva_unplugged_revoked(struct kunit *test)
 	bond = iommu_sva_bind_device(&t->pdev->dev, mm);
 	KUNIT_ASSERT_FALSE(test, IS_ERR(bond));
 	test_unplug(t);
+	/* The group is freed by now, unless the bond keeps it */
+	kvfree_rcu_barrier();
 	KUNIT_EXPECT_EQ(test, 0, t->pasids);
 	iommu_device_unregister(&t->iommu);
 	KUNIT_EXPECT_EQ(test, 0, t->sva_domains);
