@@ -33,7 +33,7 @@ struct test_iommu {
 	/* What the driver has been told about PASIDs and their domains */
 	unsigned int pasids;
 	unsigned int sva_domains;
-	/* It does not come out of the mm's notifier before this */
+	/* The mm's notifier does not return before this */
 	struct completion *flushing;
 	struct completion *flush;
 	bool freed_too_early;
@@ -178,7 +178,7 @@ static void test_sva_free(struct iommu_domain *domain)
 	mmu_notifier_put(&sva->notifier);
 }
 
-/* The driver is looking into its instance */
+/* The driver accesses its instance in the mm's notifier */
 static void test_sva_flush(struct mmu_notifier *mn, struct mm_struct *mm,
 			   unsigned long start, unsigned long end)
 {
@@ -320,7 +320,7 @@ static int unregister_thread(void *arg)
 	return 0;
 }
 
-/* Unregister in a thread, until it has begun */
+/* Unregister in a thread, and wait until that has begun */
 static void unregister_start_of(struct kunit *test, struct test_iommu *t)
 {
 	t->thread = kthread_run(unregister_thread, t, "unregister");
@@ -364,7 +364,7 @@ static void test_get_put(struct kunit *test)
 	KUNIT_ASSERT_EQ(test, 0, test_plug(t));
 	KUNIT_EXPECT_PTR_EQ(test, &t->iommu, iommu_device_get(&t->pdev->dev));
 
-	/* Nor needed for another one */
+	/* And it is not needed to take another reference */
 	test_unplug(t);
 	KUNIT_EXPECT_TRUE(test, iommu_device_tryget(&t->iommu));
 	KUNIT_EXPECT_EQ(test, 4, t->iommu.users);
@@ -385,7 +385,7 @@ static void test_unregister_waits(struct kunit *test)
 	KUNIT_ASSERT_PTR_EQ(test, &t->iommu, iommu_device_get(&t->pdev->dev));
 	unregister_start(test);
 
-	/* Refused from the beginning, while there are references */
+	/* New references are refused from the start, while old ones exist */
 	KUNIT_EXPECT_PTR_EQ(test, ERR_PTR(-ENODEV),
 			    iommu_device_get(&t->pdev->dev));
 	KUNIT_EXPECT_FALSE(test, iommu_device_tryget(&t->iommu));
@@ -400,7 +400,7 @@ static void test_unregister_waits(struct kunit *test)
 	KUNIT_EXPECT_TRUE(test, unregister_ends(t));
 }
 
-/* The device is gone for the IOMMU as well, when unregister is over */
+/* After unregister the device is not behind the IOMMU any more */
 static void test_get_after_unregister(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -411,8 +411,8 @@ static void test_get_after_unregister(struct kunit *test)
 }
 
 /*
- * A device that the driver still takes for one of the instance, which it is asked
- * about since the firmware node leads to the driver by another instance.
+ * The driver still returns the unregistered instance for a device. It is asked
+ * about the device because another instance has the same firmware node.
  */
 static void test_probe_after_unregister(struct kunit *test)
 {
@@ -429,7 +429,7 @@ static void test_probe_after_unregister(struct kunit *test)
 	iommu_device_unregister(&other);
 }
 
-/* The files of the instance can be gone before it is */
+/* The sysfs files of the instance can be removed before it is unregistered */
 static void test_probe_without_sysfs(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -442,8 +442,8 @@ static void test_probe_without_sysfs(struct kunit *test)
 }
 
 /*
- * Register an instance when there is nothing behind the first one but three devices
- * that nobody has probed so far. Then take them away.
+ * Register an instance while three devices exist that have not been probed yet.
+ * Then remove them.
  */
 static int test_register_another(struct kunit *test, bool *probed)
 {
@@ -490,7 +490,7 @@ static void test_probe_at_register(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 3, t->finalized);
 }
 
-/* A group is found once for each of its devices */
+/* bus_iommu_probe() finds a group once for each of its devices */
 static void test_probe_group_at_register(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -507,7 +507,7 @@ static int test_probe_all_but_one(struct test_iommu *t, struct device *dev)
 	return dev == &t->pdev->dev ? 0 : -ENOMEM;
 }
 
-/* The groups that were found before are not left on the list */
+/* If a probe fails, groups that were found before are not left on the list */
 static void test_probe_fails_at_register(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -530,8 +530,8 @@ static int unplug_thread(void *arg)
 }
 
 /*
- * While others are probed, the first one is unplugged. Who waits for a mutex that
- * others take again and again gets it in the end.
+ * While others are probed, the first device is unplugged. The unplug waits for
+ * a mutex that is taken again and again, but it gets the mutex in the end.
  */
 static int test_probe_and_unplug(struct test_iommu *t, struct device *dev)
 {
@@ -544,7 +544,7 @@ static int test_probe_and_unplug(struct test_iommu *t, struct device *dev)
 	return 0;
 }
 
-/* A group is there as long as it is on the list */
+/* A group is not freed as long as it is on the list */
 static void test_unplug_at_register(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -556,7 +556,7 @@ static void test_unplug_at_register(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 2, t->finalized);
 }
 
-/* An instance finds the devices that are there before it, group by group */
+/* A new instance finds the devices that exist already, group by group */
 static void test_register_finds_devices(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -610,7 +610,7 @@ static void test_unregister_unregistered(struct kunit *test)
 	iommu_device_unregister(&t->iommu);
 	iommu_device_unregister(&t->iommu);
 
-	/* And it is as good as new */
+	/* It can be registered again and works */
 	test_unplug(t);
 	KUNIT_ASSERT_EQ(test, 0, iommu_device_register(&t->iommu, &test_ops,
 						       t->hwdev));
@@ -619,7 +619,7 @@ static void test_unregister_unregistered(struct kunit *test)
 	iommu_device_put(&t->iommu);
 }
 
-/* What somebody asks for after the owner has lost the group, and must not get */
+/* After the owner has lost the group, all these requests must fail */
 static void test_group_is_blocked(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -642,14 +642,14 @@ static void test_group_is_blocked(struct kunit *test)
 			iommu_replace_group_handle(group, &domain, NULL));
 	KUNIT_EXPECT_EQ(test, -ENODEV,
 			iommu_attach_device_pasid(&domain, dev, 1, NULL));
-	/* One who detaches does not get it off the blocking domain either */
+	/* A detach does not change the blocking domain either */
 	iommu_detach_group(&domain, group);
 	KUNIT_EXPECT_PTR_EQ(test, &test_blocked_domain,
 			    iommu_get_domain_for_dev(dev));
 	iommu_group_put(group);
 }
 
-/* Who has lost the device may still have it do DMA, so nobody gets the group */
+/* A former owner may still have the device do DMA, so nobody gets the group */
 static void test_lose_dma_owner(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -659,7 +659,7 @@ static void test_lose_dma_owner(struct kunit *test)
 	KUNIT_ASSERT_EQ(test, 0, iommu_device_claim_dma_owner(dev, test));
 	iommu_device_revoke_dma_owner(dev);
 	KUNIT_EXPECT_EQ(test, -EPERM, iommu_device_claim_dma_owner(dev, t));
-	/* Nor its owner, for another device of the group */
+	/* Not even its owner, for another device of the group */
 	KUNIT_EXPECT_EQ(test, -ENODEV, iommu_device_claim_dma_owner(dev, test));
 	test_group_is_blocked(test);
 	iommu_device_release_dma_owner(dev);
@@ -669,7 +669,7 @@ static void test_lose_dma_owner(struct kunit *test)
 	iommu_device_unregister(&t->iommu);
 }
 
-/* The other driver would look for its own data in it */
+/* A domain of another driver: this driver would misinterpret its data */
 static void test_replace_foreign_domain(struct kunit *test)
 {
 	static const struct iommu_ops other_ops;
@@ -694,7 +694,7 @@ static void test_replace_foreign_domain(struct kunit *test)
 	iommu_group_put(group);
 }
 
-/* What the firmware's description does when a driver is bound */
+/* What firmware code does when a driver is bound */
 static int test_probe_again(struct test_iommu *t, struct device *dev)
 {
 	int ret;
@@ -705,7 +705,7 @@ static int test_probe_again(struct test_iommu *t, struct device *dev)
 	return ret ?: iommu_probe_device(dev);
 }
 
-/* As a whole. A device is in use by somebody who does not know about it. */
+/* A whole group is revoked. A user of one device is not notified. */
 static void test_lose_group_owner(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -727,7 +727,7 @@ static void test_lose_group_owner(struct kunit *test)
 	KUNIT_EXPECT_PTR_EQ(test, ERR_PTR(-ENODEV),
 			    iommu_device_get_group(group));
 
-	/* It is not in this group any more, and in no other before it is idle */
+	/* It has left the group, and gets no other before it is idle */
 	iommu_device_lose_dma_owner(dev, group);
 	KUNIT_ASSERT_EQ(test, 0, iommu_device_register(&t->iommu, &test_ops,
 						       t->hwdev));
@@ -741,10 +741,53 @@ static void test_lose_group_owner(struct kunit *test)
 	iommu_group_put(group);
 }
 
+/* A driver that uses the DMA API as well has attached a domain of its own */
+static void test_revoke_device(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct device *dev = &t->pdev->dev;
+	struct iommu_domain domain = {
+		.type = IOMMU_DOMAIN_UNMANAGED,
+		.owner = &test_ops,
+		.ops = &test_domain_ops,
+	};
+	struct iommu_domain *default_domain = iommu_get_domain_for_dev(dev);
+
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_use_default_domain(dev));
+	/* It could not be revoked */
+	dev->iommu->require_direct = 1;
+	KUNIT_EXPECT_EQ(test, -EINVAL, iommu_attach_revocable(&domain, dev));
+	KUNIT_EXPECT_PTR_EQ(test, default_domain,
+			    iommu_get_domain_for_dev(dev));
+	dev->iommu->require_direct = 0;
+
+	KUNIT_ASSERT_EQ(test, 0, iommu_attach_revocable(&domain, dev));
+	KUNIT_EXPECT_PTR_EQ(test, &domain, iommu_get_domain_for_dev(dev));
+	KUNIT_EXPECT_EQ(test, -EBUSY, iommu_attach_revocable(&domain, dev));
+	iommu_detach_device(&domain, dev);
+	KUNIT_EXPECT_PTR_EQ(test, default_domain,
+			    iommu_get_domain_for_dev(dev));
+
+	KUNIT_ASSERT_EQ(test, 0, iommu_attach_revocable(&domain, dev));
+	iommu_revoke_device(&domain, dev);
+	KUNIT_EXPECT_EQ(test, -ENODEV, iommu_attach_revocable(&domain, dev));
+	test_group_is_blocked(test);
+	iommu_device_unregister(&t->iommu);
+
+	/* It may be doing DMA still, so no IOMMU gets it */
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_register(&t->iommu, &test_ops,
+						       t->hwdev));
+	KUNIT_EXPECT_EQ(test, -ENODEV, test_probe_again(t, dev));
+	iommu_device_forget_dma_owner(dev);
+	iommu_device_unuse_default_domain(dev);
+	KUNIT_EXPECT_EQ(test, 0, test_probe_again(t, dev));
+	KUNIT_EXPECT_TRUE(test, device_iommu_mapped(dev));
+}
+
 struct test_holder {
 	struct iommu_device_holder holder;
 	struct test_iommu *t;
-	/* When it was revoked, from 1 */
+	/* Position in the order of revocations, from 1; 0 if not revoked */
 	unsigned int revoked;
 	unsigned int *count;
 	struct completion begun;
@@ -756,7 +799,7 @@ static bool test_revoke(struct iommu_device_holder *holder)
 	struct test_holder *h = container_of(holder, struct test_holder,
 					     holder);
 
-	/* Twice would be seen in the count */
+	/* The count shows if it is revoked twice */
 	h->revoked = ++*h->count;
 	iommu_device_put_holder(holder);
 	return true;
@@ -788,7 +831,7 @@ static const struct iommu_device_holder_ops test_slow_holder_ops = {
 	.revoke = test_revoke_slowly,
 };
 
-/* As if the owner had begun to let go */
+/* As if the owner had begun to release it */
 static bool test_revoke_not(struct iommu_device_holder *holder)
 {
 	complete(&container_of(holder, struct test_holder, holder)->begun);
@@ -845,7 +888,7 @@ static void test_revoke_newest_first(struct kunit *test)
 	for (i = 0; i != ARRAY_SIZE(h); i++)
 		h[i] = test_hold(test, &count, &test_holder_ops);
 
-	/* One that lets go by itself is not revoked */
+	/* A holder that its owner releases is not revoked */
 	test_let_go(test, h[1]);
 
 	iommu_device_unregister(&t->iommu);
@@ -855,12 +898,12 @@ static void test_revoke_newest_first(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 0, h[1]->revoked);
 	KUNIT_EXPECT_EQ(test, 3, h[0]->revoked);
 
-	/* Not waiting for anything, and harmless */
+	/* Claiming again does not wait, and is harmless */
 	KUNIT_EXPECT_FALSE(test, iommu_device_claim_holder(&h[0]->holder));
 	KUNIT_EXPECT_EQ(test, 3, count);
 }
 
-/* What a holder was built on is not revoked while that one is letting go */
+/* An older holder is not revoked while the owner of a newer one releases it */
 static void test_claimed(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -879,7 +922,7 @@ static void test_claimed(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 0, high->revoked);
 }
 
-/* One who lets go of two, the newer of which needs the older */
+/* An owner releases two holders, of which the newer needs the older */
 static void test_claimed_both(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -899,7 +942,7 @@ static void test_claimed_both(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 0, count);
 }
 
-/* The same for one that is found by the revocation before it is claimed */
+/* As test_claimed(), but the revocation finds the holder before the claim */
 static void test_claimed_late(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -917,7 +960,7 @@ static void test_claimed_late(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 1, low->revoked);
 }
 
-/* To another instance, below what is there, and in the order that they had */
+/* Holders move to another instance, as its oldest ones and in the same order */
 static void test_movable(struct kunit *test)
 {
 	const struct iommu_device_holder_ops *movable = &test_movable_holder_ops;
@@ -954,7 +997,7 @@ static void test_movable(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 0, t->iommu.users);
 	KUNIT_EXPECT_EQ(test, 3, other.users);
 
-	/* There is none left but that of another driver */
+	/* Only an instance of another driver is left */
 	iommu_device_unregister(&other);
 	KUNIT_EXPECT_EQ(test, 2, top->revoked);
 	KUNIT_EXPECT_EQ(test, 3, high->revoked);
@@ -966,7 +1009,7 @@ static void test_movable(struct kunit *test)
 	iommu_device_unregister(&alien);
 }
 
-/* Nothing older is revoked before the reference was dropped */
+/* No older holder is revoked before the reference is dropped */
 static void test_put_late(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -999,7 +1042,7 @@ static struct test_iommu *test_register_other(struct kunit *test)
 	return other;
 }
 
-/* One that went to another instance stays below those that could not go there */
+/* A holder that has moved is revoked after uppers that could not move */
 static void test_moved_lower(struct kunit *test)
 {
 	struct test_holder *low, *top, *more;
@@ -1040,7 +1083,7 @@ static void test_moved_lower(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 2, low->revoked);
 }
 
-/* What an instance waits for is nothing to the others of the driver */
+/* An instance that waits does not hold up other instances of the driver */
 static void test_stuck_elsewhere(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -1068,7 +1111,7 @@ static int claim_thread(void *arg)
 	struct test_holder *h = arg;
 
 	WARN_ON(iommu_device_claim_holder(&h->holder));
-	/* It is ours now, so nobody may be looking at it */
+	/* The owner may free the holder now, so nobody may access it */
 	memset(&h->holder, 0xa5, sizeof(h->holder));
 	complete(&h->begun);
 	return 0;
@@ -1120,7 +1163,7 @@ static struct console test_console = {
 	.index = -1,
 };
 
-/* Unregister with two slow holders, which take that long */
+/* Unregister with two slow holders, whose revocations take the given times */
 static void test_hang(struct kunit *test, unsigned long hang_timeout,
 		      unsigned int first_ms, unsigned int second_ms)
 {
@@ -1162,7 +1205,7 @@ static void test_hang(struct kunit *test, unsigned long hang_timeout,
 	KUNIT_EXPECT_EQ(test, 0, test_wrong_hang_reports);
 }
 
-/* Reported once for the one that hangs, and nobody is reported who does not */
+/* The holder that hangs is reported once, and no other one is */
 static void test_hang_is_reported(struct kunit *test)
 {
 	test_hang_report =
@@ -1171,7 +1214,7 @@ static void test_hang_is_reported(struct kunit *test)
 	test_hang(test, HZ / 10, 500, 0);
 }
 
-/* Each has its time, and an instance need not have a name */
+/* Each holder has its own timeout, and an instance can have no name */
 static void test_second_hang_is_reported(struct kunit *test)
 {
 	test_hang_report =
@@ -1192,7 +1235,7 @@ static struct mm_struct *test_mm(struct kunit *test)
 	return mm;
 }
 
-/* Without an IOMMU that goes away */
+/* SVA with an IOMMU that stays registered */
 static void test_sva(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -1305,7 +1348,7 @@ static void test_sva_enable(struct kunit *test)
 			iommu_dev_enable_feature(dev, IOMMU_DEV_FEAT_SVA));
 }
 
-/* The IOMMU's driver frees its queue, and then that of the device disables features */
+/* The IOMMU driver frees its queue before the device driver disables SVA */
 static void test_sva_features(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -1327,7 +1370,7 @@ static void test_sva_features(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 0, t->features);
 }
 
-/* Page 1 is read */
+/* A request to read page 1 */
 static struct iopf_fault test_page_request(struct iommu_sva *bond)
 {
 	return (struct iopf_fault) {
@@ -1394,7 +1437,7 @@ static int sva_report_thread(void *arg)
 	return iommu_report_device_fault(bond->dev, &fault);
 }
 
-/* A page request that is with the handler of the bond's domain meanwhile */
+/* The IOMMU goes away while a page request is in the handler of the bond */
 static void test_sva_reported(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -1439,7 +1482,7 @@ struct test_data {
 	u32 b;
 };
 
-/* Between a driver and the copy of what user space gave */
+/* Copy between a driver and the kernel copy of user data */
 static void test_copy_struct(struct kunit *test)
 {
 	struct test_data data = { 1, 2 }, copy;
@@ -1462,7 +1505,7 @@ static void test_copy_struct(struct kunit *test)
 			iommu_copy_struct_to_user(&user, &data, 7, a));
 	KUNIT_EXPECT_FALSE(test, user.buffer->written);
 
-	/* As much as the other side knows, or zeroes for what it does not */
+	/* Copy as much as the other side knows, and zero the rest */
 	user.len = sizeof(data.a);
 	KUNIT_EXPECT_EQ(test, 0, iommu_copy_struct_to_user(&user, &data, 7, a));
 	KUNIT_EXPECT_TRUE(test, user.buffer->written);
@@ -1550,6 +1593,7 @@ static struct kunit_case iommu_device_test_cases[] = {
 	KUNIT_CASE(test_lose_dma_owner),
 	KUNIT_CASE(test_replace_foreign_domain),
 	KUNIT_CASE(test_lose_group_owner),
+	KUNIT_CASE(test_revoke_device),
 	KUNIT_CASE(test_revoke_newest_first),
 	KUNIT_CASE(test_movable),
 	KUNIT_CASE(test_claimed),

@@ -28,10 +28,10 @@ struct test_iommu {
 	/* How many domains there are, and calls of their ops so far */
 	atomic_t domains;
 	atomic_t calls;
-	/* All flags for memory that these were told so far */
+	/* All allocation flags that were passed to these ops so far */
 	gfp_t gfp;
 
-	/* A thread that is in the driver, or shall be */
+	/* A thread that calls, or is about to call, into the driver */
 	struct task_struct *thread;
 	struct device *dev;
 	struct completion begun;
@@ -60,7 +60,7 @@ static struct test_iommu *dev_to_test(struct device *dev)
 	return t ? *t : NULL;
 }
 
-/* Maps under RCU, so this cannot sleep. The test lets go long before it gives up. */
+/* Mapping must not sleep, so this spins. The test ends it long before 5 s. */
 static void test_park(struct test_iommu *t)
 {
 	/* Not by mdelay(): a virtual machine can be wrong about its speed */
@@ -207,7 +207,7 @@ static const struct iommu_ops test_ops = {
 	.default_domain_ops = &test_domain_ops,
 };
 
-/* What happens before each driver is bound, but not on which bus */
+/* The steps of each driver bind, without those of the bus */
 static int test_probe(struct test_iommu *t, struct device *dev)
 {
 	int ret;
@@ -297,7 +297,7 @@ static void test_exit(struct kunit *test)
 	fwnode_remove_software_node(t->fwnode);
 }
 
-/* All that a driver may have when the IOMMU goes away */
+/* All kinds of mappings that a driver may have when the IOMMU goes away */
 struct test_buffers {
 	void *page;
 	dma_addr_t single;
@@ -326,7 +326,7 @@ static void test_map_all(struct kunit *test, struct test_buffers *b)
 	sg_set_buf(&b->sg[1], b->page + PAGE_SIZE, 200);
 	b->nents = dma_map_sg(dev, b->sg, 2, DMA_FROM_DEVICE);
 	KUNIT_ASSERT_GT(test, b->nents, 0);
-	/* One that is made of single pages, and one that is not */
+	/* One made of single pages, and one made of contiguous memory */
 	b->coherent[0] = dma_alloc_coherent(dev, 3 * PAGE_SIZE,
 					    &b->coherent_addr[0], GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, b->coherent[0]);
@@ -354,7 +354,7 @@ static void test_unmap_all(struct kunit *test, struct test_buffers *b)
 	dma_sync_sg_for_cpu(dev, b->sg, 2, DMA_FROM_DEVICE);
 	dma_unmap_single(dev, b->single, PAGE_SIZE, DMA_BIDIRECTIONAL);
 	dma_unmap_sg(dev, b->sg, 2, DMA_FROM_DEVICE);
-	/* What the processor sees of it is as it was */
+	/* The CPU can still access the memory */
 	memset(b->coherent[0], 1, 3 * PAGE_SIZE);
 	dma_free_coherent(dev, 3 * PAGE_SIZE, b->coherent[0],
 			  b->coherent_addr[0]);
@@ -406,7 +406,7 @@ static void test_is_lost(struct kunit *test)
 	KUNIT_EXPECT_NULL(test, iommu_lock_domain_for_dev(dev));
 }
 
-/* The driver is bound, and does not know about it */
+/* The IOMMU goes away under a bound driver, which is not notified */
 static void test_lose(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -425,7 +425,7 @@ static void test_lose(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, calls, atomic_read(&t->calls));
 }
 
-/* What was unmapped, and is yet to be flushed */
+/* The IOMMU goes away while unmapped IOVAs are in the flush queue */
 static void test_lose_flush_queue(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -476,7 +476,7 @@ static int alloc_thread(void *arg)
 	return 0;
 }
 
-/* One who is in the middle of a call is waited for, and not let in again */
+/* A thread that is in a call is waited for, and its next call fails */
 static void test_in_flight(struct kunit *test, int (*fn)(void *))
 {
 	struct test_iommu *t = test->priv;
@@ -495,7 +495,7 @@ static void test_in_flight(struct kunit *test, int (*fn)(void *))
 	msleep(100);
 	KUNIT_EXPECT_FALSE(test, completion_done(&t->ended));
 	KUNIT_EXPECT_EQ(test, 1, atomic_read(&t->domains));
-	/* Others fail already */
+	/* New calls already fail */
 	KUNIT_EXPECT_FALSE(test, test_maps(t, t->dev));
 
 	WRITE_ONCE(t->go, true);
@@ -515,7 +515,7 @@ static void test_lose_in_alloc(struct kunit *test)
 	test_in_flight(test, alloc_thread);
 }
 
-/* One who is there all the time and no time at all, until it fails */
+/* Many short calls in a row, until one fails */
 static int hammer_thread(void *arg)
 {
 	struct test_iommu *t = arg;
@@ -544,7 +544,7 @@ static void test_lose_under_load(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 0, atomic_read(&t->domains));
 }
 
-/* Another IOMMU, or the same again: the driver's addresses are none of its */
+/* The IOMMU comes back: the driver's old DMA addresses are not valid there */
 static void test_come_back(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -559,7 +559,7 @@ static void test_come_back(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 1, atomic_read(&t->domains));
 	KUNIT_EXPECT_NOT_NULL(test, iommu_get_domain_for_dev(t->dev));
 
-	/* The driver is there all the time, so nobody else gets the device */
+	/* The driver stays bound, so nobody else can own the device */
 	group = iommu_group_get(t->dev);
 	KUNIT_ASSERT_NOT_NULL(test, group);
 	KUNIT_EXPECT_TRUE(test, iommu_group_dma_owner_claimed(group));
@@ -570,7 +570,7 @@ static void test_come_back(struct kunit *test)
 	test_unmap_all(test, &b);
 	iommu_device_unuse_default_domain(t->dev);
 	KUNIT_EXPECT_FALSE(test, iommu_group_dma_owner_claimed(group));
-	/* The driver core frees what the driver left behind after that */
+	/* The driver core frees leftover memory of the driver after that */
 	KUNIT_EXPECT_FALSE(test, test_maps(t, t->dev));
 	KUNIT_EXPECT_EQ(test, calls, atomic_read(&t->calls));
 	iommu_group_put(group);
@@ -580,7 +580,7 @@ static void test_come_back(struct kunit *test)
 	KUNIT_EXPECT_NE(test, calls, atomic_read(&t->calls));
 }
 
-/* The next driver comes before the IOMMU does: as if there had never been one */
+/* The next driver is bound before the IOMMU is back: as without an IOMMU */
 static void test_bind_without(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -593,7 +593,7 @@ static void test_bind_without(struct kunit *test)
 	iommu_device_unuse_default_domain(t->dev);
 }
 
-/* An IOMMU comes under a driver whose addresses are physical ones */
+/* An IOMMU is registered under a driver whose DMA addresses are physical */
 static void test_come_late(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -628,7 +628,7 @@ static void test_come_late(struct kunit *test)
 	KUNIT_EXPECT_NE(test, calls, atomic_read(&t->calls));
 }
 
-/* A device is unplugged, and somebody who had it open frees what he mapped */
+/* A device is unplugged, and a user who had it open unmaps later */
 static void test_unplug(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -649,7 +649,7 @@ static void test_unplug(struct kunit *test)
 	put_device(t->dev);
 }
 
-/* Two devices with one domain: what the one loses the other one has */
+/* Two devices with one domain: one loses it, and the other keeps it */
 static void test_group(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -680,7 +680,7 @@ static void test_group(struct kunit *test)
 	platform_device_unregister(pdev[1]);
 }
 
-/* Somebody has taken the group for a user, before this device is back in it */
+/* The group gets a DMA owner before this device is back in it */
 static void test_come_back_to_owner(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -701,7 +701,7 @@ static void test_come_back_to_owner(struct kunit *test)
 	platform_device_unregister(other);
 }
 
-/* Somebody lost the device without knowing, and may still have it do DMA */
+/* A former DMA owner was not notified, and may still have the device do DMA */
 static void test_come_back_owned(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -719,7 +719,7 @@ static void test_come_back_owned(struct kunit *test)
 	KUNIT_EXPECT_NOT_NULL(test, iommu_get_domain_for_dev(t->dev));
 }
 
-/* Without translation there is nothing to lose, nor is there any later on */
+/* With an identity domain nothing is lost; no translation for this driver */
 static void test_identity(struct kunit *test)
 {
 	struct test_iommu *t = test->priv;
@@ -738,7 +738,7 @@ static void test_identity(struct kunit *test)
 	KUNIT_EXPECT_TRUE(test, test_maps(t, t->dev));
 	KUNIT_EXPECT_EQ(test, 0, atomic_read(&t->calls));
 
-	/* But the next driver gets it */
+	/* The next driver gets translation */
 	iommu_device_unuse_default_domain(t->dev);
 	KUNIT_EXPECT_EQ(test, 0, iommu_device_use_default_domain(t->dev));
 	KUNIT_EXPECT_TRUE(test, test_maps(t, t->dev));

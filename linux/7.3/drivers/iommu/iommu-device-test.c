@@ -1019,6 +1019,49 @@ static void test_lose_pasids(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 0, t->pasids);
 }
 
+/* A driver that uses the DMA API as well has attached a domain of its own */
+static void test_revoke_device(struct kunit *test)
+{
+	struct test_iommu *t = test->priv;
+	struct device *dev = &t->pdev->dev;
+	struct iommu_domain domain = {
+		.type = IOMMU_DOMAIN_UNMANAGED,
+		.owner = &test_ops,
+		.ops = &test_domain_ops,
+	};
+	struct iommu_domain *default_domain = iommu_get_domain_for_dev(dev);
+
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_use_default_domain(dev));
+	/* It could not be revoked */
+	dev->iommu->require_direct = 1;
+	KUNIT_EXPECT_EQ(test, -EINVAL, iommu_attach_revocable(&domain, dev));
+	KUNIT_EXPECT_PTR_EQ(test, default_domain,
+			    iommu_get_domain_for_dev(dev));
+	dev->iommu->require_direct = 0;
+
+	KUNIT_ASSERT_EQ(test, 0, iommu_attach_revocable(&domain, dev));
+	KUNIT_EXPECT_PTR_EQ(test, &domain, iommu_get_domain_for_dev(dev));
+	KUNIT_EXPECT_EQ(test, -EBUSY, iommu_attach_revocable(&domain, dev));
+	iommu_detach_device(&domain, dev);
+	KUNIT_EXPECT_PTR_EQ(test, default_domain,
+			    iommu_get_domain_for_dev(dev));
+
+	KUNIT_ASSERT_EQ(test, 0, iommu_attach_revocable(&domain, dev));
+	iommu_revoke_device(&domain, dev);
+	KUNIT_EXPECT_EQ(test, -ENODEV, iommu_attach_revocable(&domain, dev));
+	test_group_is_blocked(test);
+	iommu_device_unregister(&t->iommu);
+
+	/* It may be doing DMA still, so no IOMMU gets it */
+	KUNIT_ASSERT_EQ(test, 0, iommu_device_register(&t->iommu, &test_ops,
+						       t->hwdev));
+	KUNIT_EXPECT_EQ(test, -ENODEV, test_probe_again(t, dev));
+	iommu_device_forget_dma_owner(dev);
+	iommu_device_unuse_default_domain(dev);
+	KUNIT_EXPECT_EQ(test, 0, test_probe_again(t, dev));
+	KUNIT_EXPECT_TRUE(test, device_iommu_mapped(dev));
+}
+
 /* The other driver would look for its own data in it */
 static void test_replace_foreign_domain(struct kunit *test)
 {
@@ -1970,6 +2013,7 @@ static struct kunit_case iommu_device_test_cases[] = {
 #endif
 	KUNIT_CASE(test_lose_dma_owner),
 	KUNIT_CASE(test_lose_group_owner),
+	KUNIT_CASE(test_revoke_device),
 	KUNIT_CASE(test_lose_pasids),
 	KUNIT_CASE(test_replace_foreign_domain),
 	KUNIT_CASE(test_revoke_newest_first),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What IOMMU drivers call. It is part of the kernel if iommufd is a module, so
- * that a driver which is built in can have vIOMMUs all the same.
+ * Functions for IOMMU drivers. They are built in even if iommufd is a module,
+ * so that built-in IOMMU drivers can support vIOMMUs.
  */
 #include <linux/export.h>
 #include <linux/iommu.h>
@@ -32,8 +32,8 @@ EXPORT_SYMBOL_NS_GPL(iommufd_vdevice_to_device, IOMMUFD);
  * @viommu: the vIOMMU
  * @vdev_id: the virtual ID of the device
  *
- * Context: Process context. The caller has the xa_lock of @viommu->vdevs. The device
- * can be unplugged as soon as it is dropped.
+ * Context: Process context. The caller holds the xa_lock of @viommu->vdevs. The
+ * device can be unplugged as soon as the lock is dropped.
  * Return: the device, or NULL if there is none with this ID.
  */
 struct device *iommufd_viommu_find_dev(struct iommufd_viommu *viommu,
@@ -55,14 +55,14 @@ EXPORT_SYMBOL_NS_GPL(iommufd_viommu_find_dev, IOMMUFD);
  * @dev: a device behind the physical IOMMU of @viommu
  * @vdev_id: Output the virtual ID, unless this fails
  *
- * The time that it takes does not depend on how many vDEVICEs there are. So a
- * driver asks whenever it needs the ID, and does not keep it: the vDEVICE can be
- * destroyed, and its ID given to another device, while this one stays attached.
- * A driver that must not use the ID when that has happened, not even a moment
- * later, does so under a lock that it takes in &iommufd_vdevice.destroy as well.
+ * This takes constant time. A driver should call it whenever it needs the ID,
+ * and must not keep the ID: the vDEVICE can be destroyed, and its ID given to
+ * another device, while this one stays attached. A driver that must never use a
+ * stale ID gets and uses it under a lock that &iommufd_vdevice.destroy takes as
+ * well.
  *
- * Context: Any but NMI, or where a spinlock_t can be taken if that sleeps. The caller
- * keeps @dev from being released by the driver.
+ * Context: Any in which a spinlock_t can be taken. The caller keeps the IOMMU
+ * driver from releasing @dev.
  * Return: 0, or -ENOENT if @dev has no vDEVICE on @viommu.
  */
 int iommufd_viommu_get_vdev_id(struct iommufd_viommu *viommu,
@@ -136,21 +136,21 @@ iommufd_viommu_find_veventq(struct iommufd_viommu *viommu, u32 type)
  * iommufd_viommu_report_event() - Report an event for the VM to see
  * @viommu: the vIOMMU that the event is for
  * @type: the type of the event, one of enum iommu_veventq_type
- * @event_data: the event, as @type says, with nothing in it but what the VM is to
- *              know: its own IDs and addresses
+ * @event_data: the event, in the format of @type. It must contain only what the
+ *              VM may know: its own IDs and addresses.
  * @data_len: the length of the event in bytes
  *
- * The event is copied into the vEVENTQ of this type. If that is full, or there is no
- * memory, the event is lost, and user space finds out that it was. The time that
- * this takes does not depend on how many events there are in the queue. Waiting
- * threads are woken up, which takes longer the more there are.
+ * The event is copied into the vEVENTQ of this type. If that is full, or there
+ * is no memory, the event is lost, and user space is told so. The time does not
+ * depend on the number of events in the queue, but it does depend on the number
+ * of waiting threads, which are all woken up.
  *
- * Context: Any but NMI, or where a spinlock_t can be taken if that sleeps. The caller
- * sees to it that @viommu's destroy callback has not been called, for example with a
- * spinlock that is taken in that callback as well.
- * Return: 0, also if the queue is full, -EOPNOTSUPP if nobody wants to know of such
- * events, -EINVAL if @data_len is 0, or -ENOMEM if the event is lost because there is
- * no memory.
+ * Context: Any in which a spinlock_t can be taken. The caller makes sure that
+ * @viommu's destroy callback has not been called, for example with a spinlock
+ * that is taken in that callback as well.
+ * Return: 0, also if the queue is full, -EOPNOTSUPP if there is no vEVENTQ of
+ * this type, -EINVAL if there is no data, or -ENOMEM if the event is lost
+ * because there is no memory.
  */
 int iommufd_viommu_report_event(struct iommufd_viommu *viommu,
 				enum iommu_veventq_type type, void *event_data,
@@ -254,15 +254,15 @@ void iommufd_mmap_release(struct kref *ref)
 EXPORT_SYMBOL_NS_GPL(iommufd_mmap_release, IOMMUFD_INTERNAL);
 
 /**
- * iommufd_viommu_alloc_mmap() - Let user space map a region of the vIOMMU's
+ * iommufd_viommu_alloc_mmap() - Let user space map a region of the vIOMMU
  * @viommu: the vIOMMU that the region belongs to
  * @mmio_addr: physical address of the region, a multiple of PAGE_SIZE
  * @length: length of the region in bytes, a multiple of PAGE_SIZE
  * @offset: Output the offset for mmap(), not 0, unless this fails
  *
- * The driver gives the offset and the length to user space. Once user space has
- * the vIOMMU, it can mmap() the region of the iommufd, as a whole only. While
- * that is mapped, user space cannot destroy @viommu.
+ * The driver tells user space the offset and the length. Once the vIOMMU is
+ * finalized, user space can mmap() the region through the iommufd, only as a
+ * whole. While that is mapped, user space cannot destroy @viommu.
  *
  * Context: May sleep. For &iommu_ops.viommu_init and the callbacks in
  * &struct iommufd_viommu_ops.
@@ -273,7 +273,7 @@ int iommufd_viommu_alloc_mmap(struct iommufd_viommu *viommu,
 			      phys_addr_t mmio_addr, size_t length,
 			      unsigned long *offset)
 {
-	/* As many pages as have an offset in bytes that is not negative */
+	/* The byte offset of a page below this is not negative as a long */
 	const unsigned long end = ULONG_MAX >> (PAGE_SHIFT + 1);
 	unsigned long npages = length >> PAGE_SHIFT;
 	struct iommufd_ctx *ictx = viommu->ictx;

@@ -168,7 +168,7 @@ static void iommufd_veventq_restore(struct iommufd_veventq *veventq,
 
 	spin_lock_irq(&veventq->lock);
 	if (cur != lost) {
-		/* Numbers that are INT_MAX / 2 apart are on both sides of the wrap */
+		/* Find the first one after @cur. Numbers wrap at INT_MAX. */
 		list_for_each_entry(next, &veventq->deliver, node)
 			if (((next->header.sequence - cur->header.sequence) &
 			     INT_MAX) <= INT_MAX / 2)

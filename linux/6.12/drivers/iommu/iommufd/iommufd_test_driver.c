@@ -65,7 +65,7 @@ static size_t test_get_hw_queue_size(struct iommufd_viommu *viommu,
 	return sizeof(struct iommufd_hw_queue);
 }
 
-/* It says that it has HW queues, but not how they are made */
+/* It has get_hw_queue_size, but no hw_queue_init_phys */
 static const struct iommufd_viommu_ops test_plain_viommu_ops = {
 	.get_hw_queue_size = test_get_hw_queue_size,
 };
@@ -142,7 +142,7 @@ static bool test_capable(struct device *dev, enum iommu_cap cap)
 
 static struct iommu_device *test_probe_device(struct device *dev)
 {
-	/* Without a node it is asked about all that no firmware describes */
+	/* Without a node it would be asked about all devices without one */
 	if (dev->bus != &platform_bus_type ||
 	    strcmp(to_platform_device(dev)->name, TEST_DEVICE_NAME))
 		return ERR_PTR(-ENODEV);

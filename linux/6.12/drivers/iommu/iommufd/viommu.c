@@ -6,11 +6,12 @@
  *    vIOMMU --users----------> nesting parent HWPT
  *    vIOMMU --iommu_device_tryget()--> struct iommu_device --> driver's module
  *
- * and nothing of the device, which may be unplugged while the vIOMMU stays.
+ * It holds nothing of the device, which may be unplugged while the vIOMMU
+ * stays.
  *
- * The physical IOMMU may go away as well. It does not wait for user space then:
- * iommu_device_unregister() revokes the vIOMMU, which parts with both of them
- * and stays as an ID that answers ENODEV.
+ * The physical IOMMU may go away as well, without waiting for user space:
+ * iommu_device_unregister() revokes the vIOMMU, which then drops both
+ * references and stays as an ID that answers ENODEV.
  */
 #include <linux/iommu.h>
 #include <linux/iommufd.h>
@@ -37,14 +38,14 @@ static void iommufd_viommu_release(struct iommufd_viommu *viommu)
 }
 
 /*
- * The physical IOMMU goes away. This runs against everything that a file can do
- * meanwhile, up to being closed:
+ * The physical IOMMU goes away. This can race with everything that user space
+ * does with the file, including closing it:
  *
- *  - ioctls that have looked the vIOMMU up are waited for, others get ENODEV;
- *  - an allocation that has not published the vIOMMU yet goes on and publishes
- *    what is left of it, for it does not need the driver any more;
- *  - a destroy that has begun releases the vIOMMU by itself, and is waited for, and
- *    one that has not waits in iommu_device_claim_holder().
+ *  - ioctls that have looked up the vIOMMU are waited for, others get ENODEV;
+ *  - an allocation that has not published the vIOMMU yet does not need the
+ *    driver any more. It goes on and publishes the revoked vIOMMU;
+ *  - a destroy that has begun releases the vIOMMU by itself, and is waited for;
+ *    a later one waits in iommu_device_claim_holder().
  */
 static bool iommufd_viommu_revoke(struct iommu_device_holder *holder)
 {
@@ -87,8 +88,8 @@ iommufd_viommu_alloc(struct iommufd_ctx *ictx, struct iommu_device *iommu_dev,
 	int rc;
 
 	/*
-	 * A parent that another driver made is not what viommu_init() expects. One
-	 * that goes away with another instance could go before this.
+	 * viommu_init() expects a parent that the same driver made. A parent
+	 * that belongs to another instance could go away before this vIOMMU.
 	 */
 	if (!hwpt_paging->nest_parent ||
 	    hwpt_paging->common.domain->owner != ops)
@@ -256,7 +257,7 @@ static bool iommufd_vdevice_take(struct iommufd_vdevice *vdev)
 	return true;
 }
 
-/* Let the driver find it by its virtual ID, and its virtual ID by the device */
+/* Let the driver look up the device by virtual ID, and the ID by device */
 static void iommufd_vdevice_publish(struct iommufd_vdevice *vdev)
 {
 	struct iommufd_viommu *viommu = vdev->viommu;
@@ -296,7 +297,7 @@ static void iommufd_vdevice_undo_init(struct iommufd_vdevice *vdev)
 	refcount_dec(&vdev->viommu->obj.users);
 }
 
-/* For the path that iommufd_vdevice_take() gave it to */
+/* Only for the path that owns the tear-down, see iommufd_vdevice_take() */
 static void iommufd_vdevice_release(struct iommufd_vdevice *vdev)
 {
 	struct iommufd_device *idev = vdev->idev;
@@ -305,7 +306,7 @@ static void iommufd_vdevice_release(struct iommufd_vdevice *vdev)
 	iommufd_vdevice_undo_init(vdev);
 	iommu_device_put_holder(&vdev->holder);
 
-	/* When they see these, others may free the device and the vDEVICE */
+	/* Others that see these stores may free the device and the vDEVICE */
 	xa_lock(&ictx->objects);
 	/* Pairs with iommufd_device_remove_vdevice() */
 	smp_store_release(&idev->vdev, NULL);
@@ -367,8 +368,8 @@ void iommufd_vdevice_destroy(struct iommufd_object *obj)
 }
 
 /*
- * The device is unbound. It is not in use any more, so what is found here has been
- * made, if perhaps not been published as an object.
+ * The device is being unbound and is not in use any more. So a vDEVICE that is
+ * found here is complete, though its object may not be finalized yet.
  */
 static void iommufd_device_remove_vdevice(struct iommufd_device *idev)
 {
@@ -407,7 +408,7 @@ static void iommufd_device_remove_vdevice(struct iommufd_device *idev)
 		kfree(vdev);
 }
 
-/* If the device was unbound meanwhile, nothing but the ID is there to be found */
+/* If the device was unbound meanwhile, free the vDEVICE and reserve its ID */
 static void iommufd_vdevice_finalize(struct iommufd_vdevice *vdev)
 {
 	struct iommufd_ctx *ictx = vdev->ictx;
@@ -551,9 +552,9 @@ static void iommufd_hw_queue_undo_init(struct iommufd_hw_queue *hw_queue)
 }
 
 /*
- * The physical IOMMU does not access the queue any more. Its memory stays pinned until
- * user space destroys the queue: to unpin it takes locks of the IOAS, under which
- * others pin pages, and that can take as long as user space likes.
+ * Stop the physical IOMMU's access to the queue. The memory stays pinned until
+ * user space destroys the queue. Unpinning it takes locks of the IOAS, and
+ * others can hold these for as long as user space likes, while they pin pages.
  */
 static void iommufd_hw_queue_release(struct iommufd_hw_queue *hw_queue)
 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What user space and its VMs get of an SMMUv3 through iommufd.
+ * iommufd support of the SMMUv3: nested translation and vIOMMUs.
  *
  * Section numbers are those of the ARM SMMUv3 specification, IHI 0070.
  */
@@ -51,9 +51,9 @@ static unsigned int arm_smmu_nested_cfg(struct arm_smmu_nested_domain *nested)
 }
 
 /*
- * The guest's table of context descriptors is at intermediate physical addresses, so
- * whatever it says leads through the parent. See 3.3.2 "Translation with nested
- * stages" and 5.2 "Stream Table Entry".
+ * The guest's table of context descriptors is at intermediate physical
+ * addresses, so all its accesses are translated by the parent. See 3.3.2
+ * "Translation with nested stages" and 5.2 "Stream Table Entry".
  */
 VISIBLE_IF_KUNIT
 void arm_smmu_make_nested_domain_ste(struct arm_smmu_ste *target,
@@ -73,7 +73,7 @@ void arm_smmu_make_nested_domain_ste(struct arm_smmu_ste *target,
 
 	arm_smmu_make_s2_domain_ste(target, master, vsmmu->s2_parent,
 				    ats_enabled);
-	/* Nobody would resume what is stalled */
+	/* No stalls (S2S), since nobody would resume a stalled transaction */
 	word = le64_to_cpu(target->data[2]);
 	word &= ~(STRTAB_STE_2_S2VMID | STRTAB_STE_2_S2S);
 	word |= FIELD_PREP(STRTAB_STE_2_S2VMID, vsmmu->vmid);
@@ -109,7 +109,7 @@ static int arm_smmu_attach_dev_nested(struct iommu_domain *domain,
 
 	if (nested->vsmmu->smmu != master->smmu)
 		return -EINVAL;
-	/* It may be another device than the vIOMMU was allocated with */
+	/* The vIOMMU may have been allocated with another device */
 	if (!arm_smmu_master_canwbs(master) &&
 	    !arm_smmu_domain_s2fwb(nested->vsmmu->s2_parent))
 		return -EINVAL;
@@ -153,9 +153,9 @@ static const struct iommu_domain_ops arm_smmu_nested_ops = {
 };
 
 /*
- * Refuse what the hardware would refuse too (C_BAD_STE), so that the VMM can tell the
- * guest, and what would let the guest at more than stage 1. What is left is copied to
- * @nested without what has no effect.
+ * Refuse what the hardware would refuse as well (C_BAD_STE), so that the VMM
+ * can tell the guest. Refuse also what would give the guest access to more than
+ * stage 1. Copy the STE to @nested, without fields that have no effect.
  */
 VISIBLE_IF_KUNIT
 int arm_smmu_check_guest_ste(struct arm_smmu_device *smmu,
@@ -164,7 +164,7 @@ int arm_smmu_check_guest_ste(struct arm_smmu_device *smmu,
 {
 	u64 ste[2] = { le64_to_cpu(arg->ste[0]), le64_to_cpu(arg->ste[1]) };
 
-	/* All else is ignored then */
+	/* Without V, all other fields are ignored */
 	if (!(ste[0] & STRTAB_STE_0_V))
 		return 0;
 	if (ste[0] & ~STRTAB_STE_0_GUEST || ste[1] & ~STRTAB_STE_1_GUEST)
@@ -182,7 +182,7 @@ int arm_smmu_check_guest_ste(struct arm_smmu_device *smmu,
 		return -EIO;
 	}
 
-	/* Whether there is ATS is known when there is a device: without, it is ignored */
+	/* ATS support is known only at attach, which ignores EATS without it */
 	if (FIELD_GET(STRTAB_STE_1_EATS, ste[1]) > STRTAB_STE_1_EATS_TRANS)
 		return -EIO;
 
@@ -249,7 +249,7 @@ static bool arm_vsmmu_domain_needs_vdevice(struct iommu_domain *domain)
 	       STRTAB_STE_0_CFG_S1_TRANS;
 }
 
-/* Nobody finds it any more, nor is anybody reporting an event with its ID after this */
+/* Look-ups have ended. Wait for event reports that still use the virtual ID. */
 static void arm_vsmmu_vdevice_destroy(struct iommufd_vdevice *vdev)
 {
 	struct arm_smmu_device *smmu = to_vsmmu(vdev->viommu)->smmu;
@@ -258,7 +258,7 @@ static void arm_vsmmu_vdevice_destroy(struct iommufd_vdevice *vdev)
 	mutex_unlock(&smmu->streams_mutex);
 }
 
-/* A device that is more than one stream would need as many virtual IDs */
+/* A device with several streams would need one virtual ID for each */
 static int arm_vsmmu_vdevice_init(struct iommufd_vdevice *vdev)
 {
 	struct device *dev = iommufd_vdevice_to_device(vdev);
@@ -272,7 +272,7 @@ static int arm_vsmmu_vdevice_init(struct iommufd_vdevice *vdev)
 	return 0;
 }
 
-/* From a virtual stream ID to the device, for the commands that have one */
+/* Find the device by the virtual stream ID of a command, if it has one */
 static const struct arm_vsmmu_stream *
 arm_vsmmu_find_stream(struct arm_vsmmu *vsmmu, const u64 *cmd,
 		      struct arm_vsmmu_stream *stream)
@@ -297,7 +297,7 @@ arm_vsmmu_find_stream(struct arm_vsmmu *vsmmu, const u64 *cmd,
 		master = dev_iommu_priv_get(dev);
 		stream->sid = master->streams[0].id;
 		stream->ssid_bits = master->ssid_bits;
-		/* It may be the host's own table that they are too many for */
+		/* Maybe it is only the host's own CD table that limits them */
 		if (master->ssid_bits == CTXDESC_LINEAR_CDMAX &&
 		    !(smmu->features & ARM_SMMU_FEAT_2_LVL_CDTAB))
 			stream->ssid_bits = smmu->ssid_bits;
@@ -308,9 +308,10 @@ arm_vsmmu_find_stream(struct arm_vsmmu *vsmmu, const u64 *cmd,
 }
 
 /*
- * Make a guest's command (4.3 to 4.5) one that concerns nothing but the VM. It must
- * not be illegal either: then the SMMU stops taking commands from anybody until that is
- * mended (7.1 "Command queue errors"). @stream is the device that it names, if any.
+ * Convert a guest's command (4.3 to 4.5) so that it affects only the VM. The
+ * result must not be illegal: the SMMU would stop processing commands until the
+ * error is fixed (7.1 "Command queue errors"). @stream is the device that it
+ * names, if any.
  * Returns 1 if there is nothing to be done.
  */
 VISIBLE_IF_KUNIT
@@ -366,22 +367,24 @@ int arm_vsmmu_convert_cmd(struct arm_vsmmu *vsmmu,
 
 	switch (op) {
 	case CMDQ_OP_TLBI_NSNH_ALL:
-		/* That would be all VMs, and the host */
+		/* As it is, the command would affect all VMs and the host */
 		cmd[0] = FIELD_PREP(CMDQ_0_OP, CMDQ_OP_TLBI_NH_ALL);
 		break;
 	case CMDQ_OP_TLBI_NH_VA:
 	case CMDQ_OP_TLBI_NH_VAA:
 		/*
-		 * Not every SMMU has level 1 with 16 KiB (IDR5.DS). The others take it for
-		 * no level. That is more than what was asked for where there is one.
+		 * Not every SMMU supports level 1 with 16 KiB (IDR5.DS); the
+		 * others ignore it. Clear the level. This invalidates more than
+		 * asked for if there is one.
 		 */
 		if (FIELD_GET(CMDQ_TLBI_1_TG, cmd[1]) == 2 &&
 		    FIELD_GET(CMDQ_TLBI_1_TTL, cmd[1]) == 1)
 			cmd[1] &= ~CMDQ_TLBI_1_TTL;
 		/*
-		 * One page without a level is reserved among the ranges (4.4.1), but some
-		 * guests ask for it. It is the same as no range. Nor do the other fields
-		 * mean anything without a granule.
+		 * A range of one page without a level is reserved (4.4.1), but
+		 * some guests use it. Convert it to the same command without a
+		 * range. Without a granule, the other range fields mean
+		 * nothing.
 		 */
 		if (!(cmd[0] & (CMDQ_TLBI_0_NUM | CMDQ_TLBI_0_SCALE)) &&
 		    !(cmd[1] & CMDQ_TLBI_1_TTL))
@@ -403,18 +406,18 @@ int arm_vsmmu_convert_cmd(struct arm_vsmmu *vsmmu,
 	case CMDQ_OP_CFGI_CD_ALL:
 		if (!stream)
 			return -EIO;
-		/* A device that knows nothing of it would let it time out */
+		/* Without ATS the device would not answer: a timeout */
 		if (op == CMDQ_OP_ATC_INV && !stream->ats)
 			return 1;
 		if (op == CMDQ_OP_ATC_INV && cmd[0] & CMDQ_0_SSV) {
-			/* Nor may it get a PASID that it has not, it caches none */
+			/* Without PASIDs nothing is cached for one */
 			if (!stream->ssid_bits)
 				return 1;
 			if (FIELD_GET(CMDQ_ATC_0_SSID, cmd[0]) >>
 			    stream->ssid_bits) {
 				if (!(cmd[0] & CMDQ_ATC_0_GLOBAL))
 					return 1;
-				/* Those of all PASIDs: any will do */
+				/* Global: any valid PASID will do */
 				cmd[0] &= ~CMDQ_ATC_0_SSID;
 			}
 		}
@@ -430,8 +433,9 @@ int arm_vsmmu_convert_cmd(struct arm_vsmmu *vsmmu,
 EXPORT_SYMBOL_IF_KUNIT(arm_vsmmu_convert_cmd);
 
 /*
- * While the SMMU still has the old translation, a device may fetch that again (4.5.1
- * "CMD_ATC_INV"). @last is the command before @op that no CMD_SYNC is behind, or 0.
+ * As long as the SMMU has the old translation, a device may fetch that again
+ * (4.5.1 "CMD_ATC_INV"). @last is the last command before @op that was not
+ * followed by a CMD_SYNC, or 0.
  */
 VISIBLE_IF_KUNIT bool arm_vsmmu_needs_sync(u8 last, u8 op)
 {
@@ -447,10 +451,11 @@ VISIBLE_IF_KUNIT u64 arm_vsmmu_asids(const struct arm_smmu_device *smmu)
 EXPORT_SYMBOL_IF_KUNIT(arm_vsmmu_asids);
 
 /*
- * What a guest's driver sends most names one page of one ASID, without a range. Nothing
- * but the VMID has to be changed in it. arm_vsmmu_convert_cmd() makes the same of it, with
- * a look at each field. @asids and @vmid are in their places in cmd[0]. False, and nothing
- * is changed, if it is another command.
+ * Fast path for the most frequent command, which names one page of one ASID
+ * without a range. Only the VMID has to be changed in it.
+ * arm_vsmmu_convert_cmd() has the same result, but checks each field. @asids
+ * and @vmid are in their places in cmd[0].
+ * Returns false, and changes nothing, if it is another command.
  */
 VISIBLE_IF_KUNIT bool arm_vsmmu_convert_page(u64 *cmd, u64 asids, u64 vmid)
 {
@@ -463,8 +468,9 @@ VISIBLE_IF_KUNIT bool arm_vsmmu_convert_page(u64 *cmd, u64 asids, u64 vmid)
 EXPORT_SYMBOL_IF_KUNIT(arm_vsmmu_convert_page);
 
 /*
- * The commands go into the queue in their order, and there is one CMD_SYNC behind them
- * all, or behind what has to come first: what has completed is known only then.
+ * The commands are queued in order. One CMD_SYNC follows all of them, or those
+ * that have to complete before the next one. Only a CMD_SYNC tells what has
+ * completed.
  */
 static int arm_vsmmu_cache_invalidate(struct iommufd_viommu *viommu,
 				      struct iommu_user_data_array *array)
@@ -499,7 +505,7 @@ static int arm_vsmmu_cache_invalidate(struct iommufd_viommu *viommu,
 		u64 *cmd;
 		u8 op;
 
-		/* Not before there is another: the last go with the CMD_SYNC */
+		/* Only if more follow: the last ones go with the CMD_SYNC */
 		if (n == CMDQ_BATCH_ENTRIES) {
 			arm_smmu_cmdq_issue_cmdlist(smmu, cmdq, cmds, n, false);
 			n = 0;
@@ -544,8 +550,8 @@ static int arm_vsmmu_cache_invalidate(struct iommufd_viommu *viommu,
 }
 
 /*
- * Give an event (7.3 "Event records") to the VM, if it is one that the guest's own
- * tables have brought about. The master cannot leave the vIOMMU meanwhile.
+ * Report an event (7.3 "Event records") to the VM, if the guest's own tables
+ * have caused it. The lock keeps the master from leaving the vIOMMU meanwhile.
  */
 int arm_vsmmu_report_event(struct arm_smmu_master *master, const u64 *evt)
 {
@@ -557,7 +563,7 @@ int arm_vsmmu_report_event(struct arm_smmu_master *master, const u64 *evt)
 
 	if (!vsmmu)
 		return -EOPNOTSUPP;
-	/* Of another VM's, perhaps */
+	/* Events older than the attach may belong to another VM */
 	if (master->smmu->evtq.removed <= master->vsmmu_since)
 		return -EOPNOTSUPP;
 
@@ -586,7 +592,7 @@ int arm_vsmmu_report_event(struct arm_smmu_master *master, const u64 *evt)
 				  FIELD_PREP(EVTQ_0_SID, vsid));
 	vevt.evt[1] = cpu_to_le64(evt[1]);
 	vevt.evt[2] = cpu_to_le64(evt[2]);
-	/* The fourth one is for what stage 2 has to say, and addresses of fetches */
+	/* The fourth word is left 0: it has stage 2 and fetch addresses */
 	return iommufd_viommu_report_event(&vsmmu->core,
 					   IOMMU_VEVENTQ_TYPE_ARM_SMMUV3,
 					   &vevt, sizeof(vevt));
@@ -602,7 +608,7 @@ static void arm_vsmmu_destroy(struct iommufd_viommu *viommu)
 	list_del(&vsmmu->s2_parent_elm);
 	spin_unlock_irqrestore(&vsmmu->s2_parent->devices_lock, flags);
 
-	/* For whoever gets it next */
+	/* The next user of the VMID must not find old TLB entries */
 	arm_smmu_tlb_inv_vmid(vsmmu->smmu, vsmmu->vmid);
 	ida_free(&vsmmu->smmu->vmid_map, vsmmu->vmid);
 }
@@ -624,10 +630,10 @@ size_t arm_smmu_get_viommu_size(struct device *dev,
 	if (viommu_type != IOMMU_VIOMMU_TYPE_ARM_SMMUV3 ||
 	    !(smmu->features & ARM_SMMU_FEAT_NESTING))
 		return 0;
-	/* There a guest would be able to stall the streams of others */
+	/* With forced stalls a guest could stall the streams of others */
 	if (smmu->features & ARM_SMMU_FEAT_STALL_FORCE)
 		return 0;
-	/* A guest's commands are not looked at for where they need a CMD_SYNC */
+	/* arm_vsmmu_cache_invalidate() does not add the CMD_SYNCs for this */
 	if (smmu->options & ARM_SMMU_OPT_CMDQ_FORCE_SYNC)
 		return 0;
 	/*

@@ -11,25 +11,36 @@
  *   -device virtio-rng-pci,disable-legacy=on,iommu_platform=on,addr=12
  *
  * and is of the more use the more the kernel checks. "edu" does DMA when told to.
+ * The last one is also driven by a program, with CONFIG_VP_VDPA and CONFIG_VHOST_VDPA.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#include <linux/genetlink.h>
 #include <linux/iommufd.h>
 #include <linux/pci_regs.h>
 #include <linux/userfaultfd.h>
+#include <linux/vdpa.h>
 #include <linux/vfio.h>
+#include <linux/vhost.h>
+#include <linux/virtio_config.h>
+#include <linux/virtio_ids.h>
+#include <linux/virtio_ring.h>
 
 #include "../kselftest_harness.h"
 
@@ -1255,6 +1266,493 @@ TEST_F_TIMEOUT(container, busy, 900)
 		ASSERT_EQ(0, container_open(&self->fd, &self->group,
 					    &self->edu));
 	}
+}
+
+/*
+ * vhost-vdpa: a program drives a virtio-rng, which does DMA to what the program has
+ * mapped.
+ */
+#define VDPA "vdpa-rng"
+#define QUEUE_SIZE 4
+
+/* What the device reads, in a page of the program */
+struct ring {
+	struct vring_desc desc[QUEUE_SIZE];
+	__u16 avail_flags;
+	__u16 avail_idx;
+	__u16 avail[QUEUE_SIZE + 1];
+	__u16 used_flags __attribute__((aligned(4)));
+	__u16 used_idx;
+	struct vring_used_elem used[QUEUE_SIZE];
+};
+
+/* A message of generic netlink, with three strings at most. 0 or -errno. */
+static int netlink(int fd, __u16 family, __u8 cmd, const __u16 *types,
+		   const char *const *strings, char *answer, size_t size)
+{
+	struct sockaddr_nl kernel = { .nl_family = AF_NETLINK };
+	struct {
+		struct nlmsghdr nl;
+		struct genlmsghdr genl;
+		char attrs[256];
+	} msg = {
+		.nl.nlmsg_type = family,
+		.nl.nlmsg_flags = NLM_F_REQUEST | (answer ? 0 : NLM_F_ACK),
+		.genl.cmd = cmd,
+		.genl.version = 1,
+	};
+	char ack[512];
+	struct nlmsghdr *nl = (void *)(answer ?: ack);
+	char *end = msg.attrs;
+	ssize_t ret;
+	int i;
+
+	for (i = 0; i != 3 && strings[i]; i++) {
+		struct nlattr *attr = (void *)end;
+
+		attr->nla_type = types[i];
+		attr->nla_len = NLA_HDRLEN + strlen(strings[i]) + 1;
+		strcpy(end + NLA_HDRLEN, strings[i]);
+		end += NLA_ALIGN(attr->nla_len);
+	}
+	msg.nl.nlmsg_len = end - (char *)&msg;
+	if (sendto(fd, &msg, msg.nl.nlmsg_len, 0, (void *)&kernel,
+		   sizeof(kernel)) < 0)
+		return -errno;
+	ret = recv(fd, nl, answer ? size : sizeof(ack), 0);
+	if (ret < 0)
+		return -errno;
+	if (nl->nlmsg_type == NLMSG_ERROR)
+		return ((struct nlmsgerr *)NLMSG_DATA(nl))->error;
+	return 0;
+}
+
+/* As "vdpa dev add name NAME mgmtdev pci/DEVICE" */
+static int vdpa_add(const char *name, const char *device)
+{
+	static const __u16 family_types[] = { CTRL_ATTR_FAMILY_NAME };
+	static const char *const family[3] = { VDPA_GENL_NAME };
+	static const __u16 types[] = { VDPA_ATTR_DEV_NAME,
+				       VDPA_ATTR_MGMTDEV_BUS_NAME,
+				       VDPA_ATTR_MGMTDEV_DEV_NAME };
+	const char *const strings[3] = { name, "pci", device };
+	char answer[4096];
+	struct nlmsghdr *nl = (void *)answer;
+	struct nlattr *attr;
+	char *end;
+	int fd, ret;
+
+	fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_GENERIC);
+	if (fd == -1)
+		return -errno;
+	ret = netlink(fd, GENL_ID_CTRL, CTRL_CMD_GETFAMILY, family_types,
+		      family, answer, sizeof(answer));
+	if (ret)
+		goto out;
+	ret = -ENOENT;
+	attr = (void *)((char *)NLMSG_DATA(nl) + GENL_HDRLEN);
+	end = answer + nl->nlmsg_len;
+	while ((char *)attr < end && attr->nla_type != CTRL_ATTR_FAMILY_ID)
+		attr = (void *)((char *)attr + NLA_ALIGN(attr->nla_len));
+	if ((char *)attr < end)
+		ret = netlink(fd, *(__u16 *)((char *)attr + NLA_HDRLEN),
+			      VDPA_CMD_DEV_NEW, types, strings, NULL, 0);
+out:
+	close(fd);
+	return ret;
+}
+
+/* -errno, or -ENOENT if vhost-vdpa does not have the device */
+static int vdpa_open(void)
+{
+	struct dirent *entry;
+	char path[300];
+	int fd = -ENOENT;
+	DIR *dir;
+
+	dir = opendir(PCI_DEVICES RNG "/" VDPA);
+	if (!dir)
+		return -errno;
+	while ((entry = readdir(dir))) {
+		if (strncmp(entry->d_name, "vhost-vdpa-", 11))
+			continue;
+		snprintf(path, sizeof(path), "/dev/%s", entry->d_name);
+		fd = open(path, O_RDWR | O_CLOEXEC);
+		if (fd == -1)
+			fd = -errno;
+	}
+	closedir(dir);
+	return fd;
+}
+
+static int vdpa_msg(int fd, __u8 type, void *mem, uint64_t iova, size_t size)
+{
+	struct vhost_msg_v2 msg = {
+		.type = VHOST_IOTLB_MSG_V2,
+		.iotlb = {
+			.iova = iova,
+			.size = size,
+			.uaddr = (uintptr_t)mem,
+			.perm = VHOST_ACCESS_RW,
+			.type = type,
+		},
+	};
+
+	/* EFAULT is the only error that there is for a message */
+	return write(fd, &msg, sizeof(msg)) == sizeof(msg) ? 0 : -errno;
+}
+
+static int vdpa_map(int fd, void *mem, uint64_t iova, size_t size)
+{
+	return vdpa_msg(fd, VHOST_IOTLB_UPDATE, mem, iova, size);
+}
+
+static int vdpa_unmap(int fd, uint64_t iova, size_t size)
+{
+	return vdpa_msg(fd, VHOST_IOTLB_INVALIDATE, NULL, iova, size);
+}
+
+/* The open file is a program's that can map */
+static int vdpa_own(int fd)
+{
+	uint64_t features;
+
+	if (ioctl(fd, VHOST_SET_OWNER) ||
+	    ioctl(fd, VHOST_GET_BACKEND_FEATURES, &features))
+		return -errno;
+	features &= 1ULL << VHOST_BACKEND_F_IOTLB_MSG_V2;
+	return ioctl(fd, VHOST_SET_BACKEND_FEATURES, &features) ? -errno : 0;
+}
+
+/* Reset the device, and have it do what is in the ring, which is empty */
+static int vdpa_start(int fd, struct ring *ring, uint64_t iova, int kick)
+{
+	struct vhost_vring_state num = { .num = QUEUE_SIZE };
+	struct vhost_vring_state base = {}, enable = { .num = 1 };
+	struct vhost_vring_addr addr = {
+		.desc_user_addr = iova,
+		.avail_user_addr = iova + offsetof(struct ring, avail_flags),
+		.used_user_addr = iova + offsetof(struct ring, used_flags),
+	};
+	struct vhost_vring_file file = { .fd = kick };
+	uint64_t features = 1ULL << VIRTIO_F_VERSION_1 |
+			    1ULL << VIRTIO_F_ACCESS_PLATFORM;
+	uint8_t status = 0;
+
+	if (ioctl(fd, VHOST_VDPA_SET_STATUS, &status))
+		return -errno;
+	memset(ring, 0, sizeof(*ring));
+	status = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER;
+	if (ioctl(fd, VHOST_VDPA_SET_STATUS, &status) ||
+	    ioctl(fd, VHOST_SET_FEATURES, &features))
+		return -errno;
+	status |= VIRTIO_CONFIG_S_FEATURES_OK;
+	if (ioctl(fd, VHOST_VDPA_SET_STATUS, &status) ||
+	    ioctl(fd, VHOST_SET_VRING_NUM, &num) ||
+	    ioctl(fd, VHOST_SET_VRING_BASE, &base) ||
+	    ioctl(fd, VHOST_SET_VRING_ADDR, &addr) ||
+	    ioctl(fd, VHOST_SET_VRING_KICK, &file) ||
+	    ioctl(fd, VHOST_VDPA_SET_VRING_ENABLE, &enable))
+		return -errno;
+	status |= VIRTIO_CONFIG_S_DRIVER_OK;
+	return ioctl(fd, VHOST_VDPA_SET_STATUS, &status) ? -errno : 0;
+}
+
+/* Random bytes, please. Whether the device said that they are there. */
+static int vdpa_dma(struct ring *ring, int kick, uint64_t iova)
+{
+	uint64_t one = 1;
+	int tries;
+	__u16 idx = ring->avail_idx;
+
+	ring->desc[0].addr = iova;
+	ring->desc[0].len = DMA_SIZE;
+	ring->desc[0].flags = VRING_DESC_F_WRITE;
+	ring->avail[idx % QUEUE_SIZE] = 0;
+	__sync_synchronize();
+	__atomic_store_n(&ring->avail_idx, idx + 1, __ATOMIC_SEQ_CST);
+	if (write(kick, &one, sizeof(one)) != sizeof(one))
+		return -1;
+	for (tries = 0; tries != 400; tries++) {
+		sleep_us(5000);
+		if (__atomic_load_n(&ring->used_idx, __ATOMIC_SEQ_CST) ==
+		    (__u16)(idx + 1))
+			return 1;
+	}
+	return 0;
+}
+
+FIXTURE(vdpa)
+{
+	int fd;
+	int kick;
+	/* Pages of the program, the first of them is the ring */
+	uint8_t *mem;
+	struct ring *ring;
+	uint64_t ring_iova;
+};
+
+/* 0 or -errno: the device is the program's, by a file that can map */
+static int vdpa_init(int *fd)
+{
+	*fd = vdpa_open();
+	return *fd < 0 ? *fd : vdpa_own(*fd);
+}
+
+FIXTURE_SETUP(vdpa)
+{
+	int ret;
+
+	self->fd = -1;
+	self->kick = -1;
+	iommu_find();
+	if (!exists(PCI_DEVICES, RNG) || !exists(PCI_DRIVERS, "vp-vdpa"))
+		SKIP(return, "there is no virtio-rng, or no vp_vdpa");
+	ASSERT_EQ(0, everything_back());
+	ASSERT_EQ(0, device_bind(RNG, "vp-vdpa"));
+	ASSERT_EQ(0, vdpa_add(VDPA, RNG));
+	self->mem = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	ASSERT_NE(MAP_FAILED, (void *)self->mem);
+	self->ring = (void *)self->mem;
+	/* So that the device finds it without an IOMMU, too, if nothing stops it */
+	self->ring_iova = phys_of(self->ring);
+	ASSERT_NE(0, self->ring_iova);
+	self->kick = eventfd(0, EFD_CLOEXEC);
+	ASSERT_NE(-1, self->kick);
+	ret = vdpa_init(&self->fd);
+	if (ret == -ENOENT)
+		SKIP(return, "there is no vhost-vdpa");
+	ASSERT_EQ(0, ret);
+}
+
+FIXTURE_TEARDOWN(vdpa)
+{
+	if (self->fd >= 0)
+		close(self->fd);
+	if (self->kick != -1)
+		close(self->kick);
+	EXPECT_EQ(0, everything_back());
+}
+
+/* The device writes to what is mapped at that address, and nowhere else */
+static int vdpa_works(int fd, struct ring *ring, uint64_t ring_iova, int kick,
+		      uint8_t *mapped, uint8_t *behind, uint64_t addr)
+{
+	if (vdpa_map(fd, ring, ring_iova, PAGE) ||
+	    vdpa_map(fd, mapped, addr, PAGE) ||
+	    vdpa_start(fd, ring, ring_iova, kick))
+		return -errno;
+	memset(mapped, 1, PAGE);
+	memset(behind, 2, PAGE);
+	return vdpa_dma(ring, kick, addr) == 1 && !all_are(mapped, 1) &&
+	       all_are(behind, 2);
+}
+
+/* As edu.dma_goes_nowhere, with a device that is started again each time */
+TEST_F_TIMEOUT(vdpa, dma_goes_nowhere, 300)
+{
+	uint8_t *mapped = self->mem + PAGE, *behind = self->mem + 2 * PAGE;
+	long before = pinned();
+	uint64_t addr;
+	int i;
+
+	if (!iommu_name[0])
+		SKIP(return, "this is no virtio-iommu");
+	addr = phys_of(behind);
+	ASSERT_NE(0, addr);
+	ASSERT_EQ(1, vdpa_works(self->fd, self->ring, self->ring_iova,
+				self->kick, mapped, behind, addr));
+
+	memset(mapped, 1, PAGE);
+	ASSERT_EQ(0, iommu_unbind());
+	/* It runs, and is started anew */
+	for (i = 0; i != 2; i++) {
+		EXPECT_EQ(0, vdpa_dma(self->ring, self->kick, addr));
+		EXPECT_TRUE(all_are(mapped, 1));
+		EXPECT_TRUE(all_are(behind, 2));
+		ASSERT_EQ(0, vdpa_start(self->fd, self->ring, self->ring_iova,
+					self->kick));
+	}
+
+	/* What is left of the file: memory is given back, and none taken */
+	EXPECT_EQ(-EFAULT, vdpa_map(self->fd, self->mem + 3 * PAGE, 0x20000,
+				    PAGE));
+	EXPECT_EQ(0, vdpa_unmap(self->fd, addr, PAGE));
+	EXPECT_EQ(0, vdpa_unmap(self->fd, self->ring_iova, PAGE));
+	EXPECT_EQ(before, pinned());
+
+	/* The IOMMU is back, but not for this file */
+	ASSERT_EQ(0, iommu_bind());
+	ASSERT_EQ(0, vdpa_start(self->fd, self->ring, self->ring_iova,
+				self->kick));
+	EXPECT_EQ(0, vdpa_dma(self->ring, self->kick, addr));
+	EXPECT_TRUE(all_are(mapped, 1));
+	EXPECT_TRUE(all_are(behind, 2));
+	EXPECT_EQ(-EFAULT, vdpa_map(self->fd, mapped, addr, PAGE));
+	ASSERT_EQ(0, close(self->fd));
+	self->fd = -1;
+
+	/* With its driver bound again, the device is as it was */
+	ASSERT_EQ(0, device_bind(RNG, "vp-vdpa"));
+	ASSERT_EQ(0, vdpa_add(VDPA, RNG));
+	ASSERT_EQ(0, vdpa_init(&self->fd));
+	EXPECT_EQ(1, vdpa_works(self->fd, self->ring, self->ring_iova,
+				self->kick, mapped, behind, addr));
+}
+
+/* Closed without the IOMMU, with memory mapped, and opened when it is back */
+TEST_F_TIMEOUT(vdpa, close_without, 300)
+{
+	uint8_t *behind = self->mem + 2 * PAGE;
+	long before = pinned();
+
+	if (!iommu_name[0])
+		SKIP(return, "this is no virtio-iommu");
+	ASSERT_EQ(0, vdpa_map(self->fd, self->mem, 0x10000, 64 * PAGE));
+	EXPECT_EQ(before + 64, pinned());
+	ASSERT_EQ(0, iommu_unbind());
+	EXPECT_EQ(-EFAULT, vdpa_map(self->fd, self->mem, 0x100000, PAGE));
+	ASSERT_EQ(0, close(self->fd));
+	EXPECT_EQ(before, pinned());
+	self->fd = vdpa_open();
+	EXPECT_EQ(-ENODEV, self->fd);
+	/* Not for the driver that has been there, nor for who uses that */
+	ASSERT_EQ(0, iommu_bind());
+	self->fd = vdpa_open();
+	EXPECT_EQ(-ENODEV, self->fd);
+	ASSERT_EQ(0, device_bind(RNG, "vp-vdpa"));
+	ASSERT_EQ(0, vdpa_add(VDPA, RNG));
+	ASSERT_EQ(0, vdpa_init(&self->fd));
+	EXPECT_EQ(1, vdpa_works(self->fd, self->ring, self->ring_iova,
+				self->kick, self->mem + PAGE, behind,
+				phys_of(behind)));
+}
+
+struct vdpa_load {
+	int fd;
+	uint8_t *mem;
+	int stop;
+	int mapped;
+	int ret;
+};
+
+static void *vdpa_map_thread(void *arg)
+{
+	struct vdpa_load *load = arg;
+	int ret;
+
+	while (!__atomic_load_n(&load->stop, __ATOMIC_RELAXED)) {
+		ret = vdpa_map(load->fd, load->mem, 0x100000, 64 * PAGE);
+		if (!ret)
+			load->mapped++;
+		else if (ret != -EFAULT)
+			load->ret = ret;
+		ret = vdpa_unmap(load->fd, 0x100000, 64 * PAGE);
+		if (ret)
+			load->ret = ret;
+	}
+	return NULL;
+}
+
+/* While it maps and unmaps, with random timing */
+TEST_F_TIMEOUT(vdpa, busy, 900)
+{
+	struct vdpa_load load = { .mem = self->mem };
+	long before = pinned();
+	pthread_t tid;
+	int i, ret;
+
+	if (!iommu_name[0])
+		SKIP(return, "this is no virtio-iommu");
+	for (i = 0; i != 10; i++) {
+		load.fd = self->fd;
+		load.stop = 0;
+		ASSERT_EQ(0, pthread_create(&tid, NULL, vdpa_map_thread,
+					    &load));
+		sleep_us(random() % 100000);
+		ret = iommu_unbind();
+		sleep_us(random() % 20000);
+		__atomic_store_n(&load.stop, 1, __ATOMIC_RELAXED);
+		ASSERT_EQ(0, pthread_join(tid, NULL));
+		ASSERT_EQ(0, ret);
+		EXPECT_EQ(0, load.ret);
+		ASSERT_EQ(0, close(self->fd));
+		self->fd = -1;
+		EXPECT_EQ(before, pinned());
+		ASSERT_EQ(0, iommu_bind());
+		ASSERT_EQ(0, device_bind(RNG, "vp-vdpa"));
+		ASSERT_EQ(0, vdpa_add(VDPA, RNG));
+		ASSERT_EQ(0, vdpa_init(&self->fd));
+	}
+	EXPECT_LT(0, load.mapped);
+}
+
+/* Holds the mutex of the file until the page is there */
+static void *vdpa_stall_thread(void *arg)
+{
+	struct vdpa_load *load = arg;
+
+	load->ret = ioctl(load->fd, VHOST_VDPA_SET_STATUS, load->mem) ?
+			    -errno : 0;
+	return NULL;
+}
+
+static void *vdpa_wait_thread(void *arg)
+{
+	struct vdpa_load *load = arg;
+
+	load->ret = vdpa_map(load->fd, load->mem, 0x100000, PAGE);
+	return NULL;
+}
+
+/* The program does not serve the page fault of a call, and a map waits for that one */
+TEST_F_TIMEOUT(vdpa, waits_for_nobody, 300)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct vdpa_load map = { .fd = self->fd, .mem = self->mem };
+	struct vdpa_load stall = { .fd = self->fd };
+	pthread_t stall_tid, map_tid, unbind_tid;
+	struct timespec deadline;
+	struct pollfd pollfd = { .events = POLLIN };
+	int uffd, late, ret = -1;
+
+	if (!iommu_name[0])
+		SKIP(return, "this is no virtio-iommu");
+	uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (uffd == -1 || ioctl(uffd, UFFDIO_API, &api))
+		SKIP(return, "there is no userfaultfd");
+	stall.mem = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, (void *)stall.mem);
+	reg.range.start = (uintptr_t)stall.mem;
+	reg.range.len = PAGE;
+	ASSERT_EQ(0, ioctl(uffd, UFFDIO_REGISTER, &reg));
+
+	ASSERT_EQ(0, pthread_create(&stall_tid, NULL, vdpa_stall_thread,
+				    &stall));
+	/* There is the fault */
+	pollfd.fd = uffd;
+	ASSERT_EQ(1, poll(&pollfd, 1, 20000));
+	ASSERT_EQ(0, pthread_create(&map_tid, NULL, vdpa_wait_thread, &map));
+	sleep_us(500000);
+
+	ASSERT_EQ(0, pthread_create(&unbind_tid, NULL, unbind_thread, &ret));
+	clock_gettime(CLOCK_REALTIME, &deadline);
+	deadline.tv_sec += 20;
+	late = pthread_timedjoin_np(unbind_tid, NULL, &deadline);
+	EXPECT_EQ(0, late);
+
+	/* Nobody listens any more, so it is an ordinary page */
+	close(uffd);
+	if (late)
+		ASSERT_EQ(0, pthread_join(unbind_tid, NULL));
+	EXPECT_EQ(0, ret);
+	ASSERT_EQ(0, pthread_join(stall_tid, NULL));
+	ASSERT_EQ(0, pthread_join(map_tid, NULL));
+	EXPECT_EQ(0, stall.ret);
+	EXPECT_EQ(-EFAULT, map.ret);
 }
 
 TEST_HARNESS_MAIN
