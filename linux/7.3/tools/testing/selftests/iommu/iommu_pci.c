@@ -1313,7 +1313,8 @@ struct ring {
 	__u16 avail_flags;
 	__u16 avail_idx;
 	__u16 avail[QUEUE_SIZE + 1];
-	__u16 used_flags __attribute__((aligned(4)));
+	__u16 gap;
+	__u16 used_flags;
 	__u16 used_idx;
 	struct vring_used_elem used[QUEUE_SIZE];
 };
