@@ -1345,7 +1345,7 @@ static int netlink(int fd, __u16 family, __u8 cmd, const __u16 *types,
 
 		attr->nla_type = types[i];
 		attr->nla_len = NLA_HDRLEN + strlen(strings[i]) + 1;
-		strcpy(end + NLA_HDRLEN, strings[i]);
+		memcpy(end + NLA_HDRLEN, strings[i], strlen(strings[i]) + 1);
 		end += NLA_ALIGN(attr->nla_len);
 	}
 	msg.nl.nlmsg_len = end - (char *)&msg;
